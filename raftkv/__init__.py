@@ -1,0 +1,60 @@
+"""raftkv: a linearizable key-value and lock service that you install with pip.
+
+The SDK's names are here and load on first use, so that `import raftkv` (and with it `raftkv --help`) does not pay for
+gRPC: `raftkv.AsyncClient`, `raftkv.Client` and the errors they raise.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from raftkv.client import (
+        AsyncClient,
+        Client,
+        Closed,
+        Compacted,
+        ConditionFailed,
+        ConfigError,
+        FutureRevision,
+        InvalidRequest,
+        LeaderChanged,
+        NoLeader,
+        OutcomeUnknown,
+        Overloaded,
+        RaftkvError,
+        RequestTooLarge,
+        Unavailable,
+    )
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AsyncClient",
+    "Client",
+    "Closed",
+    "Compacted",
+    "ConditionFailed",
+    "ConfigError",
+    "FutureRevision",
+    "InvalidRequest",
+    "LeaderChanged",
+    "NoLeader",
+    "OutcomeUnknown",
+    "Overloaded",
+    "RaftkvError",
+    "RequestTooLarge",
+    "Unavailable",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name in __all__:
+        return getattr(importlib.import_module("raftkv.client"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__
