@@ -1,8 +1,8 @@
 """Commands, and the bytes of a log entry that carries a batch of them.
 
-All commands that a node received in one turn of its loop, and those that other nodes forwarded to it, go into one entry:
-a batch of groups, one group a node of origin. The payload of a command is the protobuf message as the client sent it;
-it is parsed once, when it is applied. Layout, little-endian:
+All commands that a node received in one turn of its loop, and those that other nodes forwarded to it, go into one
+entry: a batch of groups, one group a node of origin. The payload of a command is the protobuf message as the client
+sent it; it is parsed once, when it is applied. Layout, little-endian:
 
     batch    version u8 (1), number of groups u32, then each group:
     group    origin u64, incarnation u64, number of commands u32, header of each command, payload of each command

@@ -1,0 +1,254 @@
+"""The replicated state machine: applies committed entries, answers reads.
+
+    entries --apply_many--> Overlay --one atomic write--> store
+                               |                            ^
+                               +-- results                  +-- Reader <- range, read_txn, hash_kv, changes
+
+Pure apart from the store handed in: results and state are a function of the entries alone. A refused command is a
+result; nothing raises but the store, whose failure to write is fatal to the node.
+
+Invariants: the applied index and the rolling hash are in the same write as the effects, so that replay from the applied
+index gives the same state; 1 <= revision, compact_revision <= revision, neither ever decreases; revision grows by one
+for each command that changed a key and by nothing else.    See: reliability rules Z4, S1 to S5, D5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from google.protobuf.message import DecodeError
+
+from raftkv._pb.common_pb2 import Event
+from raftkv._pb.kv_pb2 import (
+    CompactionRequest,
+    CompactionResponse,
+    DeleteRangeRequest,
+    PutRequest,
+    PutResponse,
+    RangeRequest,
+    RangeResponse,
+    TxnRequest,
+    TxnResponse,
+)
+from raftkv._pb.state_pb2 import MemberAttributes
+from raftkv.state import hashing, txn
+from raftkv.state.commands import CommandKind, Group
+from raftkv.state.compaction import sweep_start, sweep_step
+from raftkv.state.keys import (
+    MEMBER,
+    MEMBER_END,
+    MEMBER_ID,
+    STATE,
+    STATE_FORMAT,
+    STATE_KEY,
+    SWEEP_KEY,
+)
+from raftkv.state.mvcc import Reader
+from raftkv.state.overlay import Overlay
+from raftkv.state.ranges import read_range
+from raftkv.state.results import Done, HashKVResult, Refusal, RefusalCode, Result
+from raftkv.state.store import KeyValueStore, KeyValueView, StoreDamaged
+
+_PUT = int(CommandKind.PUT)
+_parse_put = PutRequest.FromString
+
+
+class StateMachine:
+    """The state of one replica. Everything but the sweep is driven by the log."""
+
+    def __init__(self, store: KeyValueStore) -> None:
+        """Take over the state in `store`; an empty store is the state before the first entry.
+
+        Raises:
+            StoreDamaged: the state's own record is not one this code can read.
+        """
+        self.store = store
+        self.applied_index = 0
+        self.applied_term = 0
+        self.revision = 1  # of an empty store, as etcd
+        self.compact_revision = -1  # never compacted, as etcd
+        self.rolling_hash = 0
+        self._members: dict[int, bytes] = {}
+        self._sweep_place: bytes | None = store.get(SWEEP_KEY)
+        stored = store.get(STATE_KEY)
+        if stored is not None:
+            self._load(stored)
+        for key, value in store.iterate(MEMBER, MEMBER_END):
+            self._members[MEMBER_ID.unpack_from(key, len(MEMBER))[0]] = value
+
+    def _load(self, stored: bytes) -> None:
+        if len(stored) != STATE.size or stored[0] != STATE_FORMAT:
+            raise StoreDamaged(f"the state's record {STATE_KEY!r} is not of format {STATE_FORMAT}: {stored[:16].hex()}")
+        (
+            _,
+            self.applied_index,
+            self.applied_term,
+            self.revision,
+            self.compact_revision,
+            self.rolling_hash,
+        ) = STATE.unpack(stored)
+
+    # Writing
+
+    def apply(self, entry_index: int, entry_term: int, groups: Sequence[Group]) -> list[list[Result]]:
+        """Apply one committed entry: see `apply_many`."""
+        return self.apply_many(((entry_index, entry_term, groups),))[0]
+
+    def apply_many(self, entries: Sequence[tuple[int, int, Sequence[Group]]]) -> list[list[list[Result]]]:
+        """Apply committed entries (index, term, groups) in the order of the log, in one write.
+
+        An entry without commands (a new leader's first, a membership change) is given too, with no groups, so that the
+        applied index passes it.
+
+        Returns:
+            For each entry, for each group, the results of its commands in their order.
+        """
+        overlay = Overlay(self.store, self.revision)
+        effects = overlay.effects
+        results: list[list[list[Result]]] = []
+        for index, term, groups in entries:
+            assert index > self.applied_index, f"entry {index} is already applied"
+            results.append([self._apply_group(overlay, group) for group in groups])
+            self.revision = overlay.revision
+            self.rolling_hash = hashing.chain(self.rolling_hash, index, term, effects)
+            effects.clear()
+            self.applied_index = index
+            self.applied_term = term
+        pending = overlay.pending
+        pending[STATE_KEY] = self._head()
+        puts = [(key, value) for key, value in pending.items() if value is not None]
+        deletes = [] if len(puts) == len(pending) else [key for key, value in pending.items() if value is None]
+        self.store.write(puts, deletes)
+        return results
+
+    def _apply_group(self, overlay: Overlay, group: Group) -> list[Result]:
+        results: list[Result] = []
+        for _, kind, payload in group.commands:
+            try:
+                if kind == _PUT:
+                    request = _parse_put(payload)
+                    if request.lease or request.prev_kv or request.ignore_value or request.ignore_lease:
+                        result: Result = txn.apply_put(overlay, request, self.compact_revision, self._lease_exists)
+                    else:
+                        overlay.put(request.key, request.value, 0)
+                        result = PutResponse()
+                        result.header.revision = overlay.revision + 1
+                else:
+                    result = self._apply_other(overlay, kind, payload)
+            except DecodeError:
+                result = Refusal(RefusalCode.MALFORMED, overlay.revision, self.compact_revision)
+            overlay.commit()
+            if isinstance(result, Refusal):
+                # Answers are part of what replicas must agree on, and those that change nothing are not in the changes.
+                overlay.effects.append(b"refused" + bytes((result.code,)))
+            results.append(result)
+        return results
+
+    def _apply_other(self, overlay: Overlay, kind: int, payload: bytes) -> Result:
+        if kind == CommandKind.TXN:
+            request = TxnRequest.FromString(payload)
+            return txn.apply_txn(overlay, request, self.compact_revision, self._lease_exists)
+        if kind == CommandKind.DELETE_RANGE:
+            return txn.apply_delete(overlay, DeleteRangeRequest.FromString(payload), self.compact_revision)
+        if kind == CommandKind.COMPACT:
+            return self._compact(overlay, CompactionRequest.FromString(payload))
+        if kind == CommandKind.MEMBER_ATTR:
+            return self._set_member(overlay, payload)
+        return Refusal(RefusalCode.UNKNOWN_COMMAND, overlay.revision, self.compact_revision)
+
+    def _compact(self, overlay: Overlay, request: CompactionRequest) -> CompactionResponse | Refusal:
+        revision = request.revision
+        if revision <= self.compact_revision:
+            return Refusal(RefusalCode.COMPACTED, overlay.revision, self.compact_revision)
+        if revision > overlay.revision:
+            return Refusal(RefusalCode.FUTURE_REVISION, overlay.revision, self.compact_revision)
+        self._sweep_place = sweep_start(self._sweep_place, self.compact_revision)
+        self.compact_revision = revision
+        overlay.pending[SWEEP_KEY] = self._sweep_place
+        overlay.effects.append(b"compact" + revision.to_bytes(8, "big"))
+        response = CompactionResponse()
+        response.header.revision = overlay.revision
+        return response
+
+    def _set_member(self, overlay: Overlay, payload: bytes) -> Done | Refusal:
+        member_id = MemberAttributes.FromString(payload).id
+        if not member_id:
+            return Refusal(RefusalCode.MALFORMED, overlay.revision, self.compact_revision)
+        # Kept as received: what another implementation of protobuf would make of unknown fields must not matter.
+        self._members[member_id] = payload
+        overlay.pending[MEMBER + MEMBER_ID.pack(member_id)] = payload
+        overlay.effects.append(b"member" + len(payload).to_bytes(4, "big") + payload)
+        return Done(overlay.revision)
+
+    def _lease_exists(self, lease: int) -> bool:
+        return False  # leases are not granted yet, so whatever a client names is unknown
+
+    def _head(self) -> bytes:
+        return STATE.pack(
+            STATE_FORMAT,
+            self.applied_index,
+            self.applied_term,
+            self.revision,
+            self.compact_revision,
+            self.rolling_hash,
+        )
+
+    # Reading
+
+    @property
+    def members(self) -> dict[int, MemberAttributes]:
+        """What each member last published about itself, by id, in the order of ids."""
+        return {member_id: MemberAttributes.FromString(self._members[member_id]) for member_id in sorted(self._members)}
+
+    def reader(self, view: KeyValueView | None = None) -> Reader:
+        """The key space of now.
+
+        Args:
+            view: `store.view()`, taken since the last apply: the reader then stays as it is, in any thread, while
+                entries are applied. Without it the reader is good until the next apply or sweep only.
+        """
+        return Reader(self.store if view is None else view, self.revision, self.compact_revision)
+
+    def range(self, request: RangeRequest, walk_max: int | None = None) -> RangeResponse:
+        """Serve a range read: see `ranges.read_range`."""
+        return read_range(self.reader(), request, walk_max=walk_max)
+
+    def read_txn(self, request: TxnRequest) -> TxnResponse:
+        """Run a read-only transaction: see `txn.read_txn`."""
+        return txn.read_txn(self.reader(), request)
+
+    def changes(self, from_revision: int, limit: int, *, prev_kv: bool = False) -> Iterator[tuple[int, list[Event]]]:
+        """The history from a revision on: see `Reader.changes`."""
+        return self.reader().changes(from_revision, limit, prev_kv=prev_kv)
+
+    # Physical compaction
+
+    @property
+    def sweeping(self) -> bool:
+        """Whether compacted changes are still to be taken out. A compaction with `physical` is done when not."""
+        return self._sweep_place is not None
+
+    def sweep(self, budget: int) -> bool:
+        """Take out what was compacted among the next `budget` changes, in one small write.
+
+        Returns:
+            Whether more is left.
+        """
+        if self._sweep_place is not None:
+            self._sweep_place = sweep_step(self.store, self._sweep_place, self.compact_revision, budget)
+        return self._sweep_place is not None
+
+    # Comparing replicas
+
+    def hash(self) -> int:
+        """32 bits that are equal on replicas with equal applied index: the lower half of the rolling hash."""
+        return self.rolling_hash & 0xFFFFFFFF
+
+    def hash_kv(self, revision: int) -> HashKVResult:
+        """Hash of the key space at a revision, in one go: see `hashing.hash_kv_steps` for large stores."""
+        return hashing.hash_kv(self.reader(), revision)
+
+    def dump(self) -> Iterator[bytes]:
+        """All that is replicated, as canonical bytes: equal states give identical sequences."""
+        members = [(member_id, self._members[member_id]) for member_id in sorted(self._members)]
+        return hashing.dump(self.reader(), self._head(), members)

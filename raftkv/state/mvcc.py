@@ -1,0 +1,216 @@
+"""Reading the key space, now or at a revision of the past.
+
+A `Reader` is bound to a view of the store and to the revisions that belong to it, so the same code serves the live
+store, a consistent view in another thread, and the inside of a transaction (`overlay.Overlay`).
+
+Invariant: compact_revision <= revision; every read is at a revision in between, ends included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+from raftkv._pb.common_pb2 import Event, KeyValue
+from raftkv.state.keys import (
+    NO_PLACE,
+    PLACE,
+    PLACE_BYTES,
+    RECORD,
+    RECORD_HEAD,
+    RECORD_HEAD_BYTES,
+    TOMBSTONE,
+    VERSION,
+    after_prefix,
+    current_bound,
+    history_bound,
+    history_key,
+    history_prefix,
+)
+from raftkv.state.results import Refusal, RefusalCode, Refused
+from raftkv.state.store import StoreDamaged
+
+_SEEK_AFTER = 8
+"""So many entries of a key are stepped over before seeking behind them; a seek costs about as much as eight steps."""
+
+
+class Source(Protocol):
+    """What a reader reads: a store, a view of one, or an overlay."""
+
+    def get(self, key: bytes) -> bytes | None: ...
+
+    def iterate(self, start: bytes, stop: bytes | None) -> Iterator[tuple[bytes, bytes]]: ...
+
+
+class Reader:
+    """The key space as of one moment."""
+
+    __slots__ = ("compact_revision", "get", "iterate", "revision")
+
+    def __init__(self, source: Source, revision: int, compact_revision: int) -> None:
+        self.get = source.get
+        self.iterate = source.iterate
+        self.revision = revision
+        self.compact_revision = compact_revision
+
+    def refusal(self, code: RefusalCode) -> Refusal:
+        """A refusal of this moment."""
+        return Refusal(code, self.revision, self.compact_revision)
+
+    def check_revision(self, revision: int) -> int:
+        """The revision to read at.
+
+        Args:
+            revision: as in a request: 0 and below is the latest.
+        Raises:
+            Refused: FUTURE_REVISION or COMPACTED. The compact revision itself can still be read.
+        """
+        if revision <= 0:
+            return self.revision
+        if revision > self.revision:
+            raise Refused(self.refusal(RefusalCode.FUTURE_REVISION))
+        if revision < self.compact_revision:
+            raise Refused(self.refusal(RefusalCode.COMPACTED))
+        return revision
+
+    def find(self, key: bytes, revision: int) -> bytes | None:
+        """The version of `key` that was visible at `revision` (checked before), or None."""
+        current = self.get(b"c" + key)
+        if revision == self.revision:
+            return current
+        after = PLACE.pack(revision + 1, 0)
+        if current is not None and current[:PLACE_BYTES] < after:
+            return current
+        prefix = history_prefix(key)
+        for _, version in self.iterate(prefix + after, after_prefix(prefix)):
+            return version if version[:PLACE_BYTES] < after else None
+        return None
+
+    def walk(self, start: bytes, stop: bytes | None, revision: int) -> Iterator[tuple[bytes, bytes]]:
+        """Key and version of all keys visible at `revision` (checked before) in [start, stop), in key order."""
+        if stop is not None and start >= stop:
+            return iter(())
+        if revision == self.revision:
+            return ((key[1:], version) for key, version in self.iterate(b"c" + start, current_bound(stop)))
+        return self._walk_at(start, stop, PLACE.pack(revision + 1, 0))
+
+    def _walk_at(self, start: bytes, stop: bytes | None, after: bytes) -> Iterator[tuple[bytes, bytes]]:
+        # Two ordered streams: keys of which something later is known decide for themselves, the others are as they are.
+        past = self._history(start, stop, after)
+        decided = next(past, None)
+        for stored, current in self.iterate(b"c" + start, current_bound(stop)):
+            key = stored[1:]
+            while decided is not None and decided[0] < key:
+                if decided[1] is not None:
+                    yield decided[0], decided[1]
+                decided = next(past, None)
+            if decided is not None and decided[0] == key:
+                if decided[1] is not None:
+                    yield key, decided[1]
+                decided = next(past, None)
+            elif current[:PLACE_BYTES] < after:
+                yield key, current
+        while decided is not None:
+            if decided[1] is not None:
+                yield decided[0], decided[1]
+            decided = next(past, None)
+
+    def _history(self, start: bytes, stop: bytes | None, after: bytes) -> Iterator[tuple[bytes, bytes | None]]:
+        """Each key to which something happened at or after the place `after`, with its version before it, or None."""
+        end = history_bound(stop)
+        entries = self.iterate(history_bound(start), end)
+        prefix = b""
+        decided = False
+        skipped = 0
+        while (entry := next(entries, None)) is not None:
+            stored, version = entry
+            if stored[:-PLACE_BYTES] != prefix:
+                prefix = stored[:-PLACE_BYTES]
+                decided = False
+                skipped = 0
+            if not decided and stored[-PLACE_BYTES:] >= after:
+                decided = True
+                skipped = 0
+                yield history_key(prefix), version if version[:PLACE_BYTES] < after else None
+                continue
+            skipped += 1
+            if skipped == _SEEK_AFTER:
+                entries = self.iterate(after_prefix(prefix) if decided else prefix + after, end)
+                skipped = 0
+
+    def record(self, place: bytes) -> bytes:
+        """The record of a change that must be there.
+
+        Raises:
+            StoreDamaged: it is not.
+        """
+        record = self.get(b"r" + place)
+        if record is None:
+            revision, number = PLACE.unpack(place)
+            raise StoreDamaged(f"the state has no record of change {number} of revision {revision}, but refers to it")
+        return record
+
+    def value(self, key: bytes, version: bytes) -> bytes:
+        """The value of a version of `key`."""
+        return self.record(version[:PLACE_BYTES])[RECORD_HEAD_BYTES + len(key) :]
+
+    def fill(self, kv: KeyValue, key: bytes, version: bytes, *, with_value: bool = True) -> None:
+        """Set all fields of `kv` from a version of `key`."""
+        kv.key = key
+        kv.mod_revision, _, kv.create_revision, kv.version, lease = VERSION.unpack(version)
+        if lease:
+            kv.lease = lease
+        if with_value:
+            kv.value = self.value(key, version)
+
+    def changes(self, from_revision: int, limit: int, *, prev_kv: bool = False) -> Iterator[tuple[int, list[Event]]]:
+        """What happened from a revision on, in order: each revision with its events, all of one revision together.
+
+        Args:
+            from_revision: 1 or more; the compact revision itself is still complete.
+            limit: revisions at most.
+            prev_kv: with the value just before, where it is not compacted.
+        Raises:
+            Refused: COMPACTED, at once. A future revision is not refused: there is nothing to tell yet.
+        """
+        if from_revision < self.compact_revision:
+            raise Refused(self.refusal(RefusalCode.COMPACTED))
+        return self._changes(from_revision, limit, prev_kv)
+
+    def _changes(self, from_revision: int, limit: int, prev_kv: bool) -> Iterator[tuple[int, list[Event]]]:
+        events: list[Event] = []
+        revision = 0
+        for stored, record in self.iterate(
+            RECORD + PLACE.pack(from_revision, 0), RECORD + PLACE.pack(self.revision + 1, 0)
+        ):
+            mod_revision, _ = PLACE.unpack_from(stored, 1)
+            if mod_revision != revision:
+                if events:
+                    yield revision, events
+                    limit -= 1
+                if limit <= 0:
+                    return
+                revision, events = mod_revision, []
+            events.append(self._event(mod_revision, record, prev_kv))
+        if events:
+            yield revision, events
+
+    def _event(self, mod_revision: int, record: bytes, prev_kv: bool) -> Event:
+        flags, replaced, create_revision, number, lease, key_bytes, _ = RECORD_HEAD.unpack_from(record)
+        key = record[RECORD_HEAD_BYTES : RECORD_HEAD_BYTES + key_bytes]
+        event = Event()
+        event.kv.key = key
+        event.kv.mod_revision = mod_revision
+        if flags & TOMBSTONE:
+            event.type = Event.DELETE
+        else:
+            event.kv.create_revision = create_revision
+            event.kv.version = number
+            event.kv.lease = lease
+            event.kv.value = record[RECORD_HEAD_BYTES + key_bytes :]
+        # Before the event means at revision mod_revision - 1, which a compaction may have taken.
+        if prev_kv and replaced != NO_PLACE and mod_revision - 1 >= self.compact_revision:
+            version = self.find(key, mod_revision - 1)
+            if version is not None:
+                self.fill(event.prev_kv, key, version)
+        return event
