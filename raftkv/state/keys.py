@@ -31,6 +31,7 @@ HISTORY_END = b"i"
 RECORD = b"r"
 STATE_KEY = b"m/state"
 SWEEP_KEY = b"m/sweep"
+CONF_KEY = b"m/conf"
 MEMBER = b"m/member/"
 MEMBER_END = b"m/member0"
 

@@ -35,6 +35,7 @@ from raftkv.state import hashing, txn
 from raftkv.state.commands import CommandKind, Group
 from raftkv.state.compaction import sweep_start, sweep_step
 from raftkv.state.keys import (
+    CONF_KEY,
     MEMBER,
     MEMBER_END,
     MEMBER_ID,
@@ -68,6 +69,8 @@ class StateMachine:
         self.revision = 1  # of an empty store, as etcd
         self.compact_revision = -1  # never compacted, as etcd
         self.rolling_hash = 0
+        self.conf: bytes = store.get(CONF_KEY) or b""
+        """The membership as of the applied index, in the driver's encoding; empty while the log's first one holds."""
         self._members: dict[int, bytes] = {}
         self._sweep_place: bytes | None = store.get(SWEEP_KEY)
         stored = store.get(STATE_KEY)
@@ -94,8 +97,13 @@ class StateMachine:
         """Apply one committed entry: see `apply_many`."""
         return self.apply_many(((entry_index, entry_term, groups),))[0]
 
-    def apply_many(self, entries: Sequence[tuple[int, int, Sequence[Group]]]) -> list[list[list[Result]]]:
+    def apply_many(
+        self, entries: Sequence[tuple[int, int, Sequence[Group]]], conf: bytes | None = None
+    ) -> list[list[list[Result]]]:
         """Apply committed entries (index, term, groups) in the order of the log, in one write.
+
+        A membership takes effect when its entry is applied, so it must be as durable as the applied index is: `conf` is
+        the membership after these entries where they change it.
 
         An entry without commands (a new leader's first, a membership change) is given too, with no groups, so that the
         applied index passes it.
@@ -116,6 +124,9 @@ class StateMachine:
             self.applied_term = term
         pending = overlay.pending
         pending[STATE_KEY] = self._head()
+        if conf is not None:
+            self.conf = conf
+            pending[CONF_KEY] = conf
         puts = [(key, value) for key, value in pending.items() if value is not None]
         deletes = [] if len(puts) == len(pending) else [key for key, value in pending.items() if value is None]
         self.store.write(puts, deletes)
