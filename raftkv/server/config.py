@@ -91,6 +91,12 @@ class NodeConfig:
         least=MIB,
         most=1 << 40,
     )
+    apply_lag_max: int = _option(
+        5_000,
+        "Committed entries this node may still have to apply; further behind, it counts as restoring.",
+        least=1,
+        most=1 << 40,
+    )
     snapshot_entries: int = _option(
         10_000, "Cut the log when it grew by so many entries.", least=1, most=1 << 40, etcd="snapshot-count"
     )

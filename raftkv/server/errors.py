@@ -1,9 +1,9 @@
 """Why a node refuses or gives up a request, before it becomes a gRPC status.
 
 Refusals by the *data* (a compacted revision, an unknown lease) are results of the state machine and no exceptions;
-see `raftkv.state`. What is here is of the node's own making. `grpc_errors` has the one table from both to codes and texts.
+see `raftkv.state`. What is here is of the node's own making. `grpc_errors` has the table from both to codes and texts.
 
-    NodeError
+    RequestError
     ├─ Unavailable        try again, here or elsewhere: NoLeader, LeaderChanged, RequestTimeout, OutcomeHidden,
     │                     Stopping, TransferTimeout
     ├─ Overloaded         try again after `retry_after_s`: TooManyRequests
@@ -17,6 +17,7 @@ see `raftkv.state`. What is here is of the node's own making. `grpc_errors` has 
 from __future__ import annotations
 
 import enum
+from typing import Literal
 
 
 class ConfigError(ValueError):
@@ -33,40 +34,24 @@ class ConfigError(ValueError):
         self.problem = problem
 
 
-class BindFailed(Exception):
-    """An address cannot be listened on.
+Executed = Literal["no", "unknown"]
+"""What is known of a write that was answered with an error; goes over the wire. "no": it changed nothing and never
+will."""
+
+
+class RequestError(Exception):
+    """The root: a request that this node does not carry out, or not to its end.
 
     Attributes:
-        address: `host:port`.
-        reason: the system's words.
+        executed: see `Executed`.
     """
 
-    def __init__(self, address: str, reason: str) -> None:
-        super().__init__(f"cannot listen on {address}: {reason}")
-        self.address = address
-        self.reason = reason
-
-
-class Executed(enum.Enum):
-    """What is known of a write that was answered with an error; the value goes over the wire."""
-
-    NO = "no"
-    UNKNOWN = "unknown"
-
-
-class NodeError(Exception):
-    """The root: a request that this node does not carry out.
-
-    Attributes:
-        executed: NO where the request is known to have changed nothing, now and later.
-    """
-
-    def __init__(self, message: str = "", *, executed: Executed = Executed.NO) -> None:
+    def __init__(self, message: str = "", *, executed: Executed = "no") -> None:
         super().__init__(message)
         self.executed = executed
 
 
-class Unavailable(NodeError):
+class Unavailable(RequestError):
     """Not now, or not known whether."""
 
 
@@ -94,7 +79,7 @@ class RequestTimeout(Unavailable):
         kind: what it waited for.
     """
 
-    def __init__(self, kind: TimeoutKind = TimeoutKind.GENERAL, *, executed: Executed = Executed.UNKNOWN) -> None:
+    def __init__(self, kind: TimeoutKind = TimeoutKind.GENERAL, *, executed: Executed = "unknown") -> None:
         super().__init__(kind.name, executed=executed)
         self.kind = kind
 
@@ -103,7 +88,7 @@ class OutcomeHidden(Unavailable):
     """A snapshot replaced the part of the log in which this command would have shown: its fate cannot be known here."""
 
     def __init__(self) -> None:
-        super().__init__(executed=Executed.UNKNOWN)
+        super().__init__(executed="unknown")
 
 
 class Stopping(Unavailable):
@@ -114,7 +99,7 @@ class TransferTimeout(Unavailable):
     """Leadership was not taken over in time; it stays where it was."""
 
 
-class Overloaded(NodeError):
+class Overloaded(RequestError):
     """A budget is used up: try again.
 
     Attributes:
@@ -132,11 +117,11 @@ class TooManyRequests(Overloaded):
     """More requests or bytes are in flight than this node takes on. Nothing was proposed."""
 
 
-class DeadlineExceeded(NodeError):
+class DeadlineExceeded(RequestError):
     """The deadline that came with the request has passed."""
 
 
-class Refused(NodeError):
+class Refused(RequestError):
     """Repeating it here changes nothing."""
 
 
