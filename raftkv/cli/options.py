@@ -1,0 +1,125 @@
+"""The options that every client command shares, before or after the command's name, as etcdctl's fingers know them."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import re
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+R = TypeVar("R")
+
+DEFAULT_ENDPOINT = "127.0.0.1:2379"
+FORMATS = ("simple", "json", "table")
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
+
+
+class Duration(click.ParamType[float]):
+    """Seconds as a plain number, or with a unit: 500ms, 5s, 2m, 1h."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """To seconds."""
+        if isinstance(value, (int, float)):
+            return float(value)
+        match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)(ms|s|m|h|)", str(value).strip())
+        if match is None or float(match[1]) == 0:
+            self.fail(f"{value!r} is not a time above 0, such as 5s or 500ms", param, ctx)
+        return float(match[1]) * _UNITS[match[2]]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Settings:
+    """How a client command reaches the cluster and shows its answer."""
+
+    endpoints: tuple[str, ...]
+    output: str
+    timeout_s: float
+    hex: bool
+
+
+def endpoints_from(given: str | None) -> tuple[str, ...]:
+    """The endpoints to use: given, else RAFTKV_ENDPOINTS, else ETCDCTL_ENDPOINTS, else the cluster of
+    `raftkv cluster up` if one runs, else etcd's default."""
+    for text in (given, os.environ.get("RAFTKV_ENDPOINTS"), os.environ.get("ETCDCTL_ENDPOINTS")):
+        if text is not None:
+            endpoints = tuple(word.strip() for word in text.split(",") if word.strip())
+            if endpoints:
+                return endpoints
+            if text is given:
+                raise click.BadParameter("names no endpoint", param_hint="--endpoints")
+    from raftkv.local.control import running_endpoints
+    from raftkv.local.layout import default_directory
+
+    return tuple(running_endpoints(default_directory())) or (DEFAULT_ENDPOINT,)
+
+
+_OPTIONS: tuple[Callable[[Callable[..., Any]], Callable[..., Any]], ...] = (
+    click.option(
+        "--endpoints",
+        metavar="HOST:PORT,…",
+        help="Where the cluster is. [env: RAFTKV_ENDPOINTS, ETCDCTL_ENDPOINTS; default: the running local cluster, "
+        f"else {DEFAULT_ENDPOINT}]",
+    ),
+    click.option(
+        "-o",
+        "-w",
+        "--output",
+        "--write-out",
+        "output",
+        type=click.Choice(FORMATS),
+        envvar=["RAFTKV_OUTPUT", "ETCDCTL_WRITE_OUT"],
+        help="Form of the answer.  [default: simple]",
+    ),
+    click.option(
+        "--timeout",
+        "--command-timeout",
+        "timeout_s",
+        type=Duration(),
+        envvar=["RAFTKV_TIMEOUT", "ETCDCTL_COMMAND_TIMEOUT"],
+        help="Limit for the whole call, retries included.  [default: 5s]",
+    ),
+    click.option("--hex", "hex_", is_flag=True, help="Show keys and values in hexadecimal."),
+)
+
+
+def client_options(function: Callable[..., R]) -> Callable[..., R]:
+    """Give the group the shared options; what they say waits in `ctx.obj` for the command."""
+
+    @functools.wraps(function)
+    def with_options(*args: Any, **kwargs: Any) -> R:
+        context = click.get_current_context()
+        context.obj = {name: kwargs.pop(name) for name in ("endpoints", "output", "timeout_s", "hex_")}
+        return function(*args, **kwargs)
+
+    return _add(with_options)
+
+
+def client_command(function: Callable[..., R]) -> Callable[..., R]:
+    """Give a command the shared options and hand it `Settings` as its first argument."""
+
+    @functools.wraps(function)
+    def with_settings(*args: Any, **kwargs: Any) -> R:
+        before = click.get_current_context().find_object(dict) or {}
+        own = {name: kwargs.pop(name) for name in ("endpoints", "output", "timeout_s", "hex_")}
+        chosen: dict[str, Any] = {name: own[name] or before.get(name) for name in own}
+        settings = Settings(
+            endpoints=endpoints_from(chosen["endpoints"]),
+            output=chosen["output"] or "simple",
+            timeout_s=chosen["timeout_s"] or 5.0,
+            hex=bool(chosen["hex_"]),
+        )
+        return function(settings, *args, **kwargs)
+
+    return _add(with_settings)
+
+
+def _add(function: Callable[..., R]) -> Callable[..., R]:
+    for option in reversed(_OPTIONS):
+        function = option(function)
+    return function

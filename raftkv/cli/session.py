@@ -1,0 +1,89 @@
+"""One command, one client: open it, make the call, close it.
+
+Commands work on messages, not on the SDK's results, because `-o json` shows every field that etcdctl shows. The calls
+still go through the SDK: many endpoints, the leader found, retries, one deadline over all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import grpc
+
+from raftkv.cli.options import Settings
+from raftkv.client import AsyncClient
+from raftkv.client.calls import invoke
+from raftkv.client.endpoints import resolve_endpoints
+from raftkv.client.errors import RaftkvError
+from raftkv.client.faults import error_of, understand
+from raftkv.client.methods import Method, RequestT, ResponseT
+from raftkv.client.options import Timeout
+from raftkv.client.retry import Retry
+from raftkv.client.routing import Purpose
+
+T = TypeVar("T")
+
+_DIRECT_OPTIONS = (("grpc.enable_retries", 0), ("grpc.enable_http_proxy", 0), ("grpc.max_receive_message_length", -1))
+
+
+def call(
+    settings: Settings, method: Method[RequestT, ResponseT], request: RequestT, purpose: Purpose = Purpose.READ
+) -> ResponseT:
+    """Make one call to the cluster. Raises as the SDK does."""
+
+    async def work() -> ResponseT:
+        async with AsyncClient(settings.endpoints, timeout=settings.timeout_s) as client:
+            return await invoke(
+                client._pool,
+                method,
+                request,
+                purpose=purpose,
+                timeout=Timeout(total=settings.timeout_s),
+                retry=Retry(),
+            )
+
+    return asyncio.run(work())
+
+
+def direct(endpoint: str, method: Method[RequestT, ResponseT], request: RequestT, timeout_s: float) -> ResponseT:
+    """Ask exactly this endpoint, once: for what is about a node and not about the cluster.
+
+    Raises:
+        RaftkvError: it did not answer, or refused.
+    """
+    with grpc.insecure_channel(endpoint, options=_DIRECT_OPTIONS) as channel:
+        ask = channel.unary_unary(method.path, request_serializer=method.serialize, response_deserializer=method.parse)
+        try:
+            response: ResponseT = ask(request, timeout=timeout_s)
+        except grpc.RpcError as error:
+            raise failure(error, endpoint) from error
+    return response
+
+
+def failure(error: grpc.RpcError, endpoint: str) -> RaftkvError:
+    """The SDK's error for what a blocking call raised."""
+    call: Any = error  # gRPC raises one object that is the error and the call, which its types do not say
+    return error_of(
+        understand(call.code(), call.details() or "", call.trailing_metadata()), endpoint=endpoint, attempts=1
+    )
+
+
+def each(settings: Settings, ask: Callable[[str], T]) -> list[tuple[str, T | RaftkvError]]:
+    """Ask every endpoint at once; an endpoint that fails is shown by its error."""
+    return each_of(resolve_endpoints(settings.endpoints), ask)
+
+
+def each_of(endpoints: Sequence[str], ask: Callable[[str], T]) -> list[tuple[str, T | RaftkvError]]:
+    """As `each`, for these endpoints."""
+
+    def guarded(endpoint: str) -> T | RaftkvError:
+        try:
+            return ask(endpoint)
+        except RaftkvError as error:
+            return error
+
+    with ThreadPoolExecutor(min(32, len(endpoints))) as threads:
+        return list(zip(endpoints, threads.map(guarded, endpoints), strict=True))
