@@ -73,7 +73,6 @@ class PeerMessage(_message.Message):
     READ_INDEX_FIELD_NUMBER: _builtins.int
     READ_INDEX_REPLY_FIELD_NUMBER: _builtins.int
     FORWARD_FIELD_NUMBER: _builtins.int
-    FORWARD_REJECTED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def pre_vote(self) -> Global___RaftPreVote: ...
     @_builtins.property
@@ -98,8 +97,6 @@ class PeerMessage(_message.Message):
     def read_index_reply(self) -> Global___RaftReadIndexReply: ...
     @_builtins.property
     def forward(self) -> Global___Forward: ...
-    @_builtins.property
-    def forward_rejected(self) -> Global___ForwardRejected: ...
     def __init__(
         self,
         *,
@@ -115,13 +112,12 @@ class PeerMessage(_message.Message):
         read_index: Global___RaftReadIndex | None = ...,
         read_index_reply: Global___RaftReadIndexReply | None = ...,
         forward: Global___Forward | None = ...,
-        forward_rejected: Global___ForwardRejected | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["append", b"append", "append_reply", b"append_reply", "forward", b"forward", "forward_rejected", b"forward_rejected", "heartbeat", b"heartbeat", "heartbeat_reply", b"heartbeat_reply", "kind", b"kind", "pre_vote", b"pre_vote", "pre_vote_reply", b"pre_vote_reply", "read_index", b"read_index", "read_index_reply", b"read_index_reply", "timeout_now", b"timeout_now", "vote", b"vote", "vote_reply", b"vote_reply"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["append", b"append", "append_reply", b"append_reply", "forward", b"forward", "heartbeat", b"heartbeat", "heartbeat_reply", b"heartbeat_reply", "kind", b"kind", "pre_vote", b"pre_vote", "pre_vote_reply", b"pre_vote_reply", "read_index", b"read_index", "read_index_reply", b"read_index_reply", "timeout_now", b"timeout_now", "vote", b"vote", "vote_reply", b"vote_reply"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["append", b"append", "append_reply", b"append_reply", "forward", b"forward", "forward_rejected", b"forward_rejected", "heartbeat", b"heartbeat", "heartbeat_reply", b"heartbeat_reply", "kind", b"kind", "pre_vote", b"pre_vote", "pre_vote_reply", b"pre_vote_reply", "read_index", b"read_index", "read_index_reply", b"read_index_reply", "timeout_now", b"timeout_now", "vote", b"vote", "vote_reply", b"vote_reply"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["append", b"append", "append_reply", b"append_reply", "forward", b"forward", "heartbeat", b"heartbeat", "heartbeat_reply", b"heartbeat_reply", "kind", b"kind", "pre_vote", b"pre_vote", "pre_vote_reply", b"pre_vote_reply", "read_index", b"read_index", "read_index_reply", b"read_index_reply", "timeout_now", b"timeout_now", "vote", b"vote", "vote_reply", b"vote_reply"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["pre_vote", "pre_vote_reply", "vote", "vote_reply", "append", "append_reply", "heartbeat", "heartbeat_reply", "timeout_now", "read_index", "read_index_reply", "forward", "forward_rejected"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["pre_vote", "pre_vote_reply", "vote", "vote_reply", "append", "append_reply", "heartbeat", "heartbeat_reply", "timeout_now", "read_index", "read_index_reply", "forward"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -473,58 +469,23 @@ class ForwardedCommand(_message.Message):
     SEQ_FIELD_NUMBER: _builtins.int
     KIND_FIELD_NUMBER: _builtins.int
     PAYLOAD_FIELD_NUMBER: _builtins.int
-    BUDGET_MS_FIELD_NUMBER: _builtins.int
     seq: _builtins.int
     kind: _builtins.int
     payload: _builtins.bytes
-    budget_ms: _builtins.int
-    """What is left of the caller's deadline, relative because clocks differ; 0 is no deadline."""
     def __init__(
         self,
         *,
         seq: _builtins.int = ...,
         kind: _builtins.int = ...,
         payload: _builtins.bytes = ...,
-        budget_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget_ms", b"budget_ms", "kind", b"kind", "payload", b"payload", "seq", b"seq"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "payload", b"payload", "seq", b"seq"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ForwardedCommand: _TypeAlias = ForwardedCommand  # noqa: Y015
-
-@_typing.final
-class ForwardRejected(_message.Message):
-    """These were not proposed, and never will be."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    TERM_FIELD_NUMBER: _builtins.int
-    INCARNATION_FIELD_NUMBER: _builtins.int
-    SEQS_FIELD_NUMBER: _builtins.int
-    REASON_FIELD_NUMBER: _builtins.int
-    term: _builtins.int
-    incarnation: _builtins.int
-    reason: _builtins.int
-    @_builtins.property
-    def seqs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
-    def __init__(
-        self,
-        *,
-        term: _builtins.int = ...,
-        incarnation: _builtins.int = ...,
-        seqs: _abc.Iterable[_builtins.int] | None = ...,
-        reason: _builtins.int = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["incarnation", b"incarnation", "reason", b"reason", "seqs", b"seqs", "term", b"term"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___ForwardRejected: _TypeAlias = ForwardRejected  # noqa: Y015
 
 @_typing.final
 class ConfState(_message.Message):
