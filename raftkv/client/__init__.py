@@ -1,0 +1,100 @@
+"""The SDK: `AsyncClient` for asyncio, `Client` for everything else. It knows the messages and nothing of the server."""
+
+from __future__ import annotations
+
+import logging
+
+from raftkv.client.blocking import Client
+from raftkv.client.breaker import BreakerConfig, BreakerState
+from raftkv.client.client import AsyncClient
+from raftkv.client.errors import (
+    Closed,
+    Compacted,
+    ConditionFailed,
+    ConfigError,
+    DeadlineExceeded,
+    FutureRevision,
+    InvalidRequest,
+    LeaderChanged,
+    LeaseNotFound,
+    NoLeader,
+    NoLeaderInTime,
+    OutcomeUnknown,
+    Overloaded,
+    RaftkvError,
+    RequestTooLarge,
+    Unavailable,
+)
+from raftkv.client.events import AttemptFailed, BreakerChanged, ConnectionChanged, LeaderSeen
+from raftkv.client.maintenance import SnapshotDamaged
+from raftkv.client.options import DEFAULT, Timeout
+from raftkv.client.pool import ClientStats, ConnectionState
+from raftkv.client.results import (
+    Alarm,
+    CompactResult,
+    DeleteResult,
+    EndpointStatus,
+    HashKV,
+    KeyValue,
+    Member,
+    PutResult,
+    RangeResult,
+    SavedSnapshot,
+    Status,
+    TxnResult,
+)
+from raftkv.client.retry import Retry
+from raftkv.client.txn import Delete, Get, Key, Put, Txn
+
+# A library leaves the choice of where its log goes to the program it is part of.
+logging.getLogger("raftkv").addHandler(logging.NullHandler())
+
+__all__ = [
+    "DEFAULT",
+    "Alarm",
+    "AsyncClient",
+    "AttemptFailed",
+    "BreakerChanged",
+    "BreakerConfig",
+    "BreakerState",
+    "Client",
+    "ClientStats",
+    "Closed",
+    "CompactResult",
+    "Compacted",
+    "ConditionFailed",
+    "ConfigError",
+    "ConnectionChanged",
+    "ConnectionState",
+    "DeadlineExceeded",
+    "Delete",
+    "DeleteResult",
+    "EndpointStatus",
+    "FutureRevision",
+    "Get",
+    "HashKV",
+    "InvalidRequest",
+    "Key",
+    "KeyValue",
+    "LeaderChanged",
+    "LeaderSeen",
+    "LeaseNotFound",
+    "Member",
+    "NoLeader",
+    "NoLeaderInTime",
+    "OutcomeUnknown",
+    "Overloaded",
+    "Put",
+    "PutResult",
+    "RaftkvError",
+    "RangeResult",
+    "RequestTooLarge",
+    "Retry",
+    "SavedSnapshot",
+    "SnapshotDamaged",
+    "Status",
+    "Timeout",
+    "Txn",
+    "TxnResult",
+    "Unavailable",
+]

@@ -1,0 +1,142 @@
+"""One endpoint: its channel, and what is known about the node behind it.
+
+    channel not READY --READY--> fresh: epoch + 1, breaker half-open at most, health unknown
+    READY --an attempt got no answer--> suspect --a probe or any call is answered--> fresh
+
+A connection reports; it decides nothing. Who is asked is `routing`, what a failure means is `retry`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+import grpc
+import grpc.aio
+
+from raftkv.client import health
+from raftkv.client.breaker import Breaker, BreakerConfig, BreakerState
+from raftkv.client.health import Health
+from raftkv.client.methods import Method, RequestT, ResponseT
+
+READY: Final = grpc.ChannelConnectivity.READY
+
+# The pair of keepalive settings that was measured to notice a frozen or black-holed server:
+# `grpc.http2.ping_timeout_ms` decides (its default is a minute), `keepalive_timeout_ms` alone does nothing.
+CHANNEL_OPTIONS: Final[Mapping[str, int]] = {
+    "grpc.keepalive_time_ms": 10_000,
+    "grpc.keepalive_timeout_ms": 5_000,
+    "grpc.http2.ping_timeout_ms": 5_000,
+    "grpc.keepalive_permit_without_calls": 1,
+    "grpc.http2.max_pings_without_data": 0,
+    # A cluster that is back must be found within a second; the default would wait up to two minutes.
+    "grpc.initial_reconnect_backoff_ms": 100,
+    "grpc.min_reconnect_backoff_ms": 1_000,
+    "grpc.max_reconnect_backoff_ms": 800,
+    # gRPC must repeat nothing behind our back: a write repeated by it may be done twice.
+    "grpc.enable_retries": 0,
+    # Answers of any size; requests are bounded by the server, whose error says so.
+    "grpc.max_receive_message_length": -1,
+    "grpc.max_send_message_length": -1,
+    # Two clients in a process must not share a connection, or the failure of one would be the failure of both.
+    "grpc.use_local_subchannel_pool": 1,
+}
+
+UnaryCall = Callable[..., Any]  # grpc.aio's multicallable; typed where it is called: `Connection.unary`
+
+
+class Connection:
+    """One endpoint of a client."""
+
+    __slots__ = (
+        "_calls",
+        "_get_state",
+        "_streams",
+        "breaker",
+        "channel",
+        "endpoint",
+        "foreign",
+        "health",
+        "health_check",
+        "health_watch",
+        "member_id",
+        "suspect",
+    )
+
+    def __init__(
+        self,
+        endpoint: str,
+        *,
+        options: Sequence[tuple[str, Any]],
+        interceptors: Sequence[grpc.aio.ClientInterceptor],
+        breaker: BreakerConfig,
+        clock: Callable[[], float],
+        on_breaker: Callable[[Connection, BreakerState], None],
+    ) -> None:
+        self.endpoint: Final = endpoint
+        merged = {**CHANNEL_OPTIONS, **dict(options)}
+        self.channel: Final = grpc.aio.insecure_channel(
+            endpoint, options=list(merged.items()), interceptors=list(interceptors)
+        )
+        self._get_state = self.channel.get_state
+        self._calls: dict[Method[Any, Any], UnaryCall] = {}
+        self._streams: dict[Method[Any, Any], UnaryCall] = {}
+        self.breaker: Final = Breaker(breaker, clock, lambda state: on_breaker(self, state))
+        self.health = Health.UNKNOWN
+        self.suspect = False  # its last attempt got no answer, and nothing was heard from it since
+        self.foreign = False  # belongs to another cluster than the other endpoints: never used
+        self.member_id = 0  # 0: not known yet
+        self.health_watch: Final[UnaryCall] = self.channel.unary_stream(
+            health.WATCH_PATH, request_serializer=health.encode_request, response_deserializer=health.decode_response
+        )
+        self.health_check: Final[UnaryCall] = self.channel.unary_unary(
+            health.CHECK_PATH, request_serializer=health.encode_request, response_deserializer=health.decode_response
+        )
+
+    def is_ready(self) -> bool:
+        """Whether a request handed over now goes out over an established connection. Costs 0.1 µs: gRPC's own state."""
+        return self._get_state() is READY
+
+    def connectivity(self, *, connect: bool = False) -> grpc.ChannelConnectivity:
+        """The channel's state; with `connect`, an idle channel is told to connect."""
+        return self._get_state(connect)
+
+    def unary(self, method: Method[RequestT, ResponseT]) -> Callable[..., grpc.aio.UnaryUnaryCall[RequestT, ResponseT]]:
+        """The multicallable for `method`, made once."""
+        call = self._calls.get(method)
+        if call is None:
+            call = self._calls[method] = self.channel.unary_unary(
+                method.path, request_serializer=method.serialize, response_deserializer=method.parse
+            )
+        return call
+
+    def server_stream(
+        self, method: Method[RequestT, ResponseT]
+    ) -> Callable[..., grpc.aio.UnaryStreamCall[RequestT, ResponseT]]:
+        """The multicallable for a server-streaming `method`, made once."""
+        call = self._streams.get(method)
+        if call is None:
+            call = self._streams[method] = self.channel.unary_stream(
+                method.path, request_serializer=method.serialize, response_deserializer=method.parse
+            )
+        return call
+
+    def became_ready(self) -> None:
+        """The channel connected: what was held against the old connection is void."""
+        self.breaker.connection_ready()
+        self.suspect = False
+        self.health = Health.UNKNOWN
+
+    def answered(self, epoch: int) -> None:
+        """Something sent in `epoch` was answered, with whatever result."""
+        self.breaker.succeeded(epoch)
+        self.suspect = False
+
+    def unanswered(self, epoch: int) -> None:
+        """Something sent in `epoch` got no answer, or the connection broke under it."""
+        if epoch == self.breaker.epoch:
+            self.suspect = True
+        self.breaker.failed(epoch)
+
+    def __repr__(self) -> str:
+        return f"<Connection {self.endpoint} {self._get_state().name} member={self.member_id:x}>"

@@ -1,0 +1,457 @@
+"""The connections of one client and the work that goes on beside its calls.
+
+One task group holds everything: per endpoint a watcher of the channel's state, a watcher of the node's health and a
+prober of a suspect connection; and one task that finds out who leads. They start with the first call, in its event
+loop, and end with `close`. If one of them fails, all end, and calls say so.
+
+    client state:  LOST --an endpoint is READY--> CONNECTED --none is--> SUSPENDED --lost_after_s passed--> LOST
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import enum
+import logging
+import os
+import random
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import grpc
+import grpc.aio
+
+from raftkv._pb import common_pb2, maintenance_pb2
+from raftkv.client import health
+from raftkv.client.breaker import BreakerConfig, BreakerState
+from raftkv.client.connection import READY, Connection
+from raftkv.client.errors import Closed, ConfigError, DeadlineExceeded, RaftkvError, Unavailable
+from raftkv.client.events import BreakerChanged, ConnectionChanged, Hooks, LeaderSeen
+from raftkv.client.health import Health
+from raftkv.client.methods import STATUS
+from raftkv.client.options import Routing
+from raftkv.client.routing import Router
+
+LOG: Final = logging.getLogger("raftkv")
+
+PROBE_TIMEOUT_S: Final = 1.0
+PROBE_PAUSE_S: Final = 0.5
+HEALTH_PAUSE_S: Final = 0.5
+DISCOVERY_TIMEOUT_S: Final = 1.0
+DISCOVERY_PAUSE_MAX_S: Final = 2.0  # while there is no leader to be found
+DISCOVERY_PAUSE_S: Final = 0.1  # between two rounds: an election takes about that long anyway
+
+# The process in which gRPC's threads were first started by this SDK. They do not survive a fork, and grpc.aio hangs
+# in the child instead of saying so; hence we say so.
+_started_in: int | None = None
+
+
+class ConnectionState(enum.Enum):
+    """How a client stands with its cluster; kazoo's model."""
+
+    CONNECTED = "connected"
+    """At least one endpoint is connected."""
+    SUSPENDED = "suspended"
+    """None is at the moment. Whoever relies on the cluster should pause."""
+    LOST = "lost"
+    """None has been for `lost_after_s`, or never yet, or the client is closed."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClientStats:
+    """Counters since the client was made."""
+
+    calls: int = 0
+    """Calls started."""
+    retries: int = 0
+    """Attempts beyond the first."""
+    failures: int = 0
+    """Calls that raised."""
+    outcomes_unknown: int = 0
+    """Calls that raised OutcomeUnknown."""
+    breakers_opened: int = 0
+    """Times an endpoint's circuit breaker opened."""
+    leader_changes: int = 0
+    """Times a new leader became known."""
+
+
+class Pool:
+    """Shared by a client and all its `with_options` clones."""
+
+    def __init__(
+        self,
+        endpoints: Sequence[str],
+        *,
+        routing: Routing,
+        breaker: BreakerConfig,
+        hooks: Hooks,
+        channel_options: Iterable[tuple[str, Any]],
+        interceptors: Iterable[grpc.aio.ClientInterceptor],
+        lost_after_s: float,
+    ) -> None:
+        self.endpoints: Final = tuple(endpoints)
+        self.hooks: Final = hooks
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self.connections: tuple[Connection, ...] = ()
+        self.random: Final = random.Random()
+        self.router = Router((), routing, self.random)
+        self.state = ConnectionState.LOST
+        self.closed = False
+        self.calls = 0
+        self.retries = 0
+        self.failures = 0
+        self.outcomes_unknown = 0
+        self.cluster_id = 0
+        self._breakers_opened = 0
+        self._leader_changes = 0
+        self._routing: Final = routing
+        self._breaker: Final = breaker
+        self._channel_options: Final = tuple(channel_options)
+        self._interceptors: Final = tuple(interceptors)
+        self._lost_after_s: Final = lost_after_s
+        self._pid = 0  # of the process that opened it
+        self._main: asyncio.Task[None] | None = None
+        self._failure: BaseException | None = None
+        self._waiters: list[asyncio.Future[None]] = []  # calls that wait for any connection to become ready
+        self._listeners: list[Callable[[ConnectionState], None]] = []
+        self._discover = asyncio.Event()
+        self._suspected: dict[Connection, asyncio.Event] = {}
+        self._ready: dict[Connection, asyncio.Event] = {}
+
+    # --- life -------------------------------------------------------------------------------------------------------
+
+    def enter(self) -> asyncio.AbstractEventLoop:
+        """Every call begins here: open on first use, refuse what cannot work. Returns the running loop."""
+        loop = asyncio.get_running_loop()
+        if loop is self.loop and self._pid == os.getpid() and not self.closed and self._failure is None:
+            return loop
+        self._refuse_unusable(loop)
+        if self.loop is None:
+            self._open(loop)
+        return loop
+
+    def _refuse_unusable(self, loop: asyncio.AbstractEventLoop) -> None:
+        here = os.getpid()
+        if self.closed:
+            raise Closed("this client is closed")
+        if self._pid not in (0, here):
+            raise Closed(
+                f"this client belongs to process {self._pid} and this process ({here}) was forked from it; connections "
+                "do not survive a fork: make a client in the child, started by `spawn` or by subprocess"
+            )
+        if self.loop is not None and self.loop is not loop:
+            raise ConfigError(
+                "event loop", "this client was first used in another event loop; make one client for each loop"
+            )
+        if self._failure is not None:
+            raise RaftkvError(f"this client's background work failed: {self._failure!r}") from self._failure
+        if _started_in not in (None, here):
+            raise Closed(
+                f"this process ({here}) was forked from process {_started_in} after raftkv had connected there; gRPC "
+                "cannot work in such a child: start it by `spawn` or by subprocess, or fork before the first call"
+            )
+
+    def _open(self, loop: asyncio.AbstractEventLoop) -> None:
+        global _started_in
+        _started_in = self._pid = os.getpid()
+        self.loop = loop
+        self.connections = tuple(
+            Connection(
+                endpoint,
+                options=self._channel_options,
+                interceptors=self._interceptors,
+                breaker=self._breaker,
+                clock=loop.time,
+                on_breaker=self._breaker_changed,
+            )
+            for endpoint in self.endpoints
+        )
+        self.router = Router(self.connections, self._routing, self.random)
+        self._suspected = {connection: asyncio.Event() for connection in self.connections}
+        self._ready = {connection: asyncio.Event() for connection in self.connections}
+        for connection in self.connections:
+            connection.connectivity(connect=True)
+        self._main = loop.create_task(self._run(), name="raftkv-client")
+
+    async def _run(self) -> None:
+        """All background work; ends by cancellation, or by the first failure."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                for connection in self.connections:
+                    name = f"raftkv-client {connection.endpoint}"
+                    group.create_task(self._watch_channel(connection), name=f"{name} state")
+                    group.create_task(self._watch_health(connection), name=f"{name} health")
+                    group.create_task(self._probe(connection), name=f"{name} probe")
+                group.create_task(self._find_leader(), name="raftkv-client leader")
+                group.create_task(self._declare_lost(), name="raftkv-client lost")
+        except Exception as failure:
+            self._failure = failure
+            LOG.exception("raftkv client: background work failed")
+            self._wake_waiters()
+
+    async def close(self, grace_s: float = 0.0) -> None:
+        """End everything: no new calls, calls in flight get `grace_s` to finish, tasks and connections end."""
+        if self.closed:
+            return
+        self.closed = True
+        if self.loop is None or self._pid != os.getpid():
+            return
+        if self.loop is not asyncio.get_running_loop():
+            self.closed = False
+            raise ConfigError("event loop", "close a client in the event loop it was used in")
+        self._wake_waiters()
+        if self._main is not None:
+            self._main.cancel()
+            # Its own cancellation is what we asked for; ours, if it comes meanwhile, still comes out of `wait`.
+            await asyncio.wait([self._main])
+        for connection in self.connections:
+            await connection.channel.close(grace_s or None)
+        self._set_state(ConnectionState.LOST)
+
+    # --- for calls --------------------------------------------------------------------------------------------------
+
+    async def wait_ready(self, timeout_s: float | None) -> bool:
+        """Wait until something changed for the better; False when `timeout_s` passed first."""
+        assert self.loop is not None
+        waiter = self.loop.create_future()
+        self._waiters.append(waiter)
+        try:
+            if any(c.is_ready() and not c.foreign for c in self.connections):
+                return True
+            if all(c.foreign for c in self.connections):
+                raise Unavailable("no endpoint belongs to the cluster that answered first")
+            async with asyncio.timeout(timeout_s):
+                await waiter
+        except TimeoutError:
+            return False
+        finally:
+            self._waiters.remove(waiter)
+        self.enter()  # closed or failed meanwhile?
+        return True
+
+    async def connect(self, timeout_s: float | None) -> None:
+        """Wait until any endpoint is connected."""
+        loop = self.enter()
+        until = None if timeout_s is None else loop.time() + timeout_s
+        while not any(c.is_ready() and not c.foreign for c in self.connections):
+            remaining_s = None if until is None else until - loop.time()
+            if (remaining_s is not None and remaining_s <= 0) or not await self.wait_ready(remaining_s):
+                raise DeadlineExceeded(f"no endpoint could be reached: {', '.join(self.endpoints)}", code="UNREACHABLE")
+
+    def observe(self, connection: Connection, header: common_pb2.ResponseHeader) -> None:
+        """Learn from the header of an answer."""
+        member_id = header.member_id
+        if member_id and member_id != connection.member_id:
+            connection.member_id = member_id
+            self.router.forget_choices()
+        term = header.raft_term
+        router = self.router
+        if term == router.term and header.leader == router.leader_id:
+            return
+        if term > router.term and not header.leader:
+            self._discover.set()  # an election went by, and this server does not say who won
+        if router.observe(term, header.leader):
+            self._leader_seen()
+
+    def unanswered(self, connection: Connection, epoch: int) -> None:
+        """An attempt over `connection` got no answer."""
+        connection.unanswered(epoch)
+        if connection.suspect:
+            self._suspected[connection].set()
+
+    def leader_wanted(self) -> None:
+        """A call found that what we know of the leader is out of date."""
+        self._discover.set()
+
+    def stats(self) -> ClientStats:
+        """The counters now."""
+        return ClientStats(
+            self.calls,
+            self.retries,
+            self.failures,
+            self.outcomes_unknown,
+            self._breakers_opened,
+            self._leader_changes,
+        )
+
+    def on_change(self, listener: Callable[[ConnectionState], None]) -> Callable[[], None]:
+        """Call `listener` with each new state; the returned function ends that."""
+        self._listeners.append(listener)
+
+        def stop() -> None:
+            if listener in self._listeners:
+                self._listeners.remove(listener)
+
+        return stop
+
+    # --- background -------------------------------------------------------------------------------------------------
+
+    async def _watch_channel(self, connection: Connection) -> None:
+        """Keep the channel connecting, and notice at once when its state changes."""
+        was_ready = False
+        while True:
+            # Idle channels connect: after a break gRPC would otherwise wait for the next call.
+            state = connection.connectivity(connect=True)
+            if (state is READY) != was_ready:
+                was_ready = state is READY
+                self._connection_changed(connection, was_ready)
+            await connection.channel.wait_for_state_change(state)
+
+    def _connection_changed(self, connection: Connection, ready: bool) -> None:
+        self.router.forget_choices()
+        if ready:
+            LOG.debug("raftkv client: connected to %s", connection.endpoint)
+            connection.became_ready()
+            self._ready[connection].set()
+            self._discover.set()
+            self._set_state(ConnectionState.CONNECTED)
+            self._wake_waiters()
+        else:
+            LOG.info("raftkv client: connection to %s is gone", connection.endpoint)
+            self._ready[connection].clear()
+            connection.health = Health.UNKNOWN
+            if not any(c.is_ready() for c in self.connections):
+                self._set_state(ConnectionState.SUSPENDED)
+
+    async def _watch_health(self, connection: Connection) -> None:
+        """Know at once when the node says that it cannot serve (no quorum, stopping), as long as it is connected."""
+        ready = self._ready[connection]
+        while True:
+            await ready.wait()
+            call = connection.health_watch(health.SERVICE)
+            try:
+                async for status in call:
+                    self._set_health(connection, status)
+            except grpc.aio.AioRpcError as error:
+                if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+                    # A server without health service serves as far as we know. It will not grow one meanwhile.
+                    await self._until_broken(connection)
+            finally:
+                call.cancel()  # grpc.aio does not cancel abandoned streams (grpc #43462)
+            await asyncio.sleep(HEALTH_PAUSE_S if connection.is_ready() else 0)
+
+    async def _until_broken(self, connection: Connection) -> None:
+        while connection.is_ready():
+            await connection.channel.wait_for_state_change(READY)
+
+    def _set_health(self, connection: Connection, status: Health) -> None:
+        if status is not connection.health:
+            connection.health = status
+            self.router.forget_choices()
+
+    async def _probe(self, connection: Connection) -> None:
+        """Ask a suspect endpoint for a sign of life until it gives one, so that nobody's call has to find out."""
+        suspected = self._suspected[connection]
+        while True:
+            await suspected.wait()
+            suspected.clear()
+            while connection.suspect:
+                if connection.is_ready() and await self._is_alive(connection):
+                    # Evidence as good as a new connection: whatever made it silent is over.
+                    connection.suspect = False
+                    connection.breaker.connection_ready()
+                    self.router.forget_choices()
+                    self._wake_waiters()
+                    break
+                await asyncio.sleep(PROBE_PAUSE_S)
+
+    async def _is_alive(self, connection: Connection) -> bool:
+        try:
+            await connection.health_check("", timeout=PROBE_TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            return error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+        return True
+
+    async def _find_leader(self) -> None:
+        """Ask for the members' ids and the leader when something suggests that we do not know them."""
+        pause_s = DISCOVERY_PAUSE_S
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(None if self.router.leader_id else pause_s):
+                    await self._discover.wait()
+            self._discover.clear()
+            ready = [c for c in self.connections if c.is_ready() and not c.foreign]
+            unknown = [c for c in ready if c.member_id == 0]
+            # One who knows is enough for the leader, but several are asked: the first may be the one that is cut off.
+            async with asyncio.TaskGroup() as group:
+                for connection in unknown or ready:
+                    group.create_task(self._ask_status(connection))
+            pause_s = DISCOVERY_PAUSE_S if self.router.leader_id else min(2 * pause_s, DISCOVERY_PAUSE_MAX_S)
+            await asyncio.sleep(DISCOVERY_PAUSE_S)
+
+    async def _ask_status(self, connection: Connection) -> None:
+        try:
+            status = await connection.unary(STATUS)(maintenance_pb2.StatusRequest(), timeout=DISCOVERY_TIMEOUT_S)
+        except grpc.aio.AioRpcError:
+            return  # whoever cannot say who leads is asked again with the next hint
+        header = status.header
+        if self.cluster_id == 0:
+            self.cluster_id = header.cluster_id
+        if header.cluster_id != self.cluster_id:
+            if not connection.foreign:
+                LOG.error(
+                    "raftkv client: %s belongs to another cluster (%x, not %x); it will not be used",
+                    connection.endpoint,
+                    header.cluster_id,
+                    self.cluster_id,
+                )
+            connection.foreign = True
+            self.router.forget_choices()
+            return
+        self.observe(connection, header)
+        if self.router.observe(max(status.raftTerm, header.raft_term), status.leader):
+            self._leader_seen()
+
+    async def _declare_lost(self) -> None:
+        """SUSPENDED for `lost_after_s` becomes LOST."""
+        while True:
+            while self.state is not ConnectionState.SUSPENDED:
+                await self._state_change()
+            try:
+                async with asyncio.timeout(self._lost_after_s):
+                    await self._state_change()
+            except TimeoutError:
+                self._set_state(ConnectionState.LOST)
+
+    async def _state_change(self) -> None:
+        assert self.loop is not None
+        changed = self.loop.create_future()
+        stop = self.on_change(lambda _: None if changed.done() else changed.set_result(None))
+        try:
+            await changed
+        finally:
+            stop()
+
+    # --- news -------------------------------------------------------------------------------------------------------
+
+    def _wake_waiters(self) -> None:
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def _set_state(self, state: ConnectionState) -> None:
+        if state is self.state:
+            return
+        self.state = state
+        for listener in tuple(self._listeners):
+            try:
+                listener(state)
+            except Exception:
+                LOG.exception("raftkv client: a connection listener failed")
+        self.hooks.fire("connection", ConnectionChanged(state))
+
+    def _breaker_changed(self, connection: Connection, state: BreakerState) -> None:
+        if state is BreakerState.OPEN:
+            self._breakers_opened += 1
+            LOG.warning("raftkv client: %s failed repeatedly; leaving it alone for a while", connection.endpoint)
+        self.hooks.fire("breaker", BreakerChanged(connection.endpoint, state))
+
+    def _leader_seen(self) -> None:
+        self._leader_changes += 1
+        leader = self.router.leader()
+        if leader is None and any(c.member_id == 0 for c in self.connections):
+            self._discover.set()
+        endpoint = leader.endpoint if leader is not None else None
+        LOG.debug("raftkv client: member %x leads term %d", self.router.leader_id, self.router.term)
+        self.hooks.fire("leader", LeaderSeen(self.router.leader_id, self.router.term, endpoint))

@@ -1,0 +1,127 @@
+"""Which endpoint a request goes to.
+
+Linearizable reads go to the leader when it is known: no forwarding hop, and a read can be repeated freely. Writes go to
+a healthy member that is *not* the leader: it outlives the leader's death, learns from its own log whether the command
+was committed, and answers; so killing the leader makes callers wait a little instead of leaving them with an unknown
+outcome (ADR 0010). Each choice is sticky; it is made anew when its reason is gone.
+
+Leader knowledge is (term, leader). A term has at most one leader, so knowledge of a newer term replaces older, and
+within a term "unknown" never replaces a known leader: a node that lost sight of its leader proves nothing.
+"""
+
+from __future__ import annotations
+
+import enum
+import random
+from collections.abc import Collection, Sequence
+from typing import Final
+
+from raftkv.client.breaker import BreakerState
+from raftkv.client.connection import Connection
+from raftkv.client.health import Health
+from raftkv.client.options import Routing
+
+
+class Purpose(enum.Enum):
+    """What a request needs of the node that gets it."""
+
+    READ = enum.auto()  # linearizable
+    WRITE = enum.auto()
+    STALE_READ = enum.auto()  # serializable: any node answers by itself
+    LEADER = enum.auto()  # only the leader can do it
+
+
+class Router:
+    """Chooses among the connections of one client."""
+
+    __slots__ = ("_chosen", "_connections", "_leader_preferred", "_random", "_routing", "leader_id", "term")
+
+    def __init__(self, connections: Sequence[Connection], routing: Routing, chance: random.Random) -> None:
+        self._connections: Final = tuple(connections)
+        self._routing: Final = routing
+        self._random: Final = chance
+        self._chosen: dict[Purpose, Connection] = {}
+        # True: prefer the leader; False: prefer others; None: do not care.
+        self._leader_preferred: Final[dict[Purpose, bool | None]] = {
+            Purpose.READ: {"auto": True, "leader": True, "any": None}[routing],
+            Purpose.WRITE: {"auto": False, "leader": True, "any": None}[routing],
+            Purpose.STALE_READ: {"auto": False, "leader": True, "any": None}[routing],
+            Purpose.LEADER: True,
+        }
+        self.term = 0
+        self.leader_id = 0
+
+    def observe(self, term: int, leader_id: int) -> bool:
+        """Take note of what an answer said. Returns whether the leader is news."""
+        if term < self.term or (term == self.term and (leader_id in (0, self.leader_id))):
+            return False
+        changed = leader_id != self.leader_id
+        self.term = term
+        self.leader_id = leader_id
+        if changed:
+            self._chosen.clear()
+        return changed and leader_id != 0
+
+    def forget_choices(self) -> None:
+        """Something about a connection changed (health, member id, a break): choose anew."""
+        self._chosen.clear()
+
+    def leader(self) -> Connection | None:
+        """The leader's connection, if the leader is known and among the endpoints."""
+        if self.leader_id:
+            for connection in self._connections:
+                if connection.member_id == self.leader_id:
+                    return connection
+        return None
+
+    def pick(self, purpose: Purpose, avoid: Collection[Connection] = ()) -> Connection | None:
+        """The connection to use now, its breaker asked; None while nothing is connected.
+
+        Args:
+            purpose: what the request needs.
+            avoid: connections that already failed this request; used only when there is nothing else.
+        """
+        connection = self._chosen.get(purpose)
+        if (
+            connection is not None
+            and not avoid
+            and connection.breaker.state is BreakerState.CLOSED
+            and not connection.suspect
+            and connection.is_ready()
+        ):
+            return connection
+        return self._choose(purpose, avoid)
+
+    def elsewhere(self, avoid: Collection[Connection]) -> bool:
+        """Whether an endpoint is ready that is not in `avoid`."""
+        return any(c not in avoid and not c.foreign and c.is_ready() for c in self._connections)
+
+    def _choose(self, purpose: Purpose, avoid: Collection[Connection]) -> Connection | None:
+        preferred = self._leader_preferred[purpose]
+        best: list[Connection] = []
+        best_rank: tuple[bool, ...] = ()
+        for connection in self._connections:
+            if connection.foreign or not connection.is_ready():
+                continue
+            is_leader = connection.member_id != 0 and connection.member_id == self.leader_id
+            # Sorted by how much each is worth. A breaker that says no is obeyed only while somebody else says yes:
+            # a cluster of which every node misbehaves is still asked, within the caller's time.
+            rank = (
+                connection in avoid,
+                not connection.breaker.would_admit(),
+                connection.suspect,
+                connection.health is Health.NOT_SERVING,
+                preferred is not None and is_leader is not preferred,
+            )
+            if not best or rank < best_rank:
+                best, best_rank = [connection], rank
+            elif rank == best_rank:
+                best.append(connection)
+        if not best:
+            return None
+        sticky = self._chosen.get(purpose)
+        choice = sticky if sticky in best and sticky is not None else self._random.choice(best)
+        if not avoid:
+            self._chosen[purpose] = choice
+        choice.breaker.admit()
+        return choice
