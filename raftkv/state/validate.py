@@ -202,11 +202,13 @@ def _check_writes(ops: Sequence[RequestOp]) -> tuple[set[bytes], _Spans]:
     """Refuse a branch that writes a key twice; returns the keys it puts and what it deletes.
 
     The two branches of a nested transaction exclude each other, so they may write the same keys. As in etcd, a nested
-    transaction is checked against the deletes of this level and of the nested ones before it, not of those behind it.
+    transaction is checked against the deletes of this level and of the nested ones before it, not of those behind it,
+    and a delete of everything from a key on (range_end "\\0") is not looked at. What passes so has a clear meaning too:
+    operations run in their order.
     """
     deleted = _Spans()
     for op in ops:
-        if op.HasField("request_delete_range"):
+        if op.HasField("request_delete_range") and op.request_delete_range.range_end != b"\0":
             deleted.add(*span(op.request_delete_range.key, op.request_delete_range.range_end))
     written: set[bytes] = set()
     for op in ops:

@@ -1,0 +1,136 @@
+"""A state machine driven one command an entry, with requests in and responses or refusals out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from raftkv._pb.kv_pb2 import (
+    CompactionRequest,
+    DeleteRangeRequest,
+    PutRequest,
+    RangeRequest,
+    RequestOp,
+    TxnRequest,
+)
+from raftkv._pb.state_pb2 import MemberAttributes
+from raftkv.state.commands import Command, CommandKind, Group
+from raftkv.state.machine import StateMachine
+from raftkv.state.results import Refusal, Refused, Result
+from raftkv.state.store import KeyValueStore, MemoryStore
+from raftkv.state.txn import is_read_only
+
+try:
+    import plyvel_next as leveldb
+except ImportError:
+    import plyvel as leveldb
+
+KINDS = {
+    PutRequest: CommandKind.PUT,
+    DeleteRangeRequest: CommandKind.DELETE_RANGE,
+    TxnRequest: CommandKind.TXN,
+    CompactionRequest: CommandKind.COMPACT,
+    MemberAttributes: CommandKind.MEMBER_ATTR,
+}
+
+
+class LevelView:
+    def __init__(self, snapshot: Any) -> None:
+        self._snapshot = snapshot
+        self.get = snapshot.get
+
+    def iterate(self, start: bytes, stop: bytes | None, *, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
+        return self._snapshot.iterator(start=start, stop=stop, reverse=reverse)
+
+    def close(self) -> None:
+        self._snapshot.close()
+
+
+class LevelStore:
+    """LevelDB as bare as possible: the state machine does not care about what raftkv.storage adds."""
+
+    def __init__(self, path: Path) -> None:
+        self._db = leveldb.DB(str(path), create_if_missing=True, bloom_filter_bits=10, write_buffer_size=16 << 20)
+        self.get = self._db.get
+
+    def iterate(self, start: bytes, stop: bytes | None, *, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
+        return self._db.iterator(start=start, stop=stop, reverse=reverse)
+
+    def write(self, puts: Iterable[tuple[bytes, bytes]], deletes: Iterable[bytes]) -> None:
+        batch = self._db.write_batch()
+        for key, value in puts:
+            batch.put(key, value)
+        for key in deletes:
+            batch.delete(key)
+        batch.write()
+
+    def view(self) -> LevelView:
+        return LevelView(self._db.snapshot())
+
+    def close(self) -> None:
+        self._db.close()
+
+
+def command(request: Any, seq: int = 1) -> Command:
+    return Command(seq, KINDS[type(request)], request.SerializeToString())
+
+
+def group(*requests: Any) -> Group:
+    return Group(1, 1, tuple(command(request, seq) for seq, request in enumerate(requests)))
+
+
+class Driver:
+    """The machine with an entry a call; reads go where a node would send them."""
+
+    def __init__(self, store: KeyValueStore | None = None) -> None:
+        self.store = MemoryStore() if store is None else store
+        self.machine = StateMachine(self.store)
+        self.entries: list[tuple[int, int, list[Group]]] = []
+
+    def apply(self, *requests: Any) -> list[Result]:
+        """All requests in one entry."""
+        entry = (self.machine.applied_index + 1, 1, [group(*requests)])
+        self.entries.append(entry)
+        return self.machine.apply(*entry)[0]
+
+    def call(self, request: Any) -> Any:
+        """One request, as a node would: a Result, or for reads a response or a Refusal."""
+        try:
+            if isinstance(request, RangeRequest):
+                return self.machine.range(request)
+            if isinstance(request, TxnRequest) and is_read_only(request):
+                return self.machine.read_txn(request)
+        except Refused as refused:
+            return refused.refusal
+        return self.apply(request)[0]
+
+    def put(self, key: bytes, value: bytes = b"", **fields: Any) -> Any:
+        return self.call(PutRequest(key=key, value=value, **fields))
+
+    def delete(self, key: bytes, range_end: bytes = b"", **fields: Any) -> Any:
+        return self.call(DeleteRangeRequest(key=key, range_end=range_end, **fields))
+
+    def range(self, key: bytes, range_end: bytes = b"", **fields: Any) -> Any:
+        return self.call(RangeRequest(key=key, range_end=range_end, **fields))
+
+    def txn(self, compare: Any = (), success: Any = (), failure: Any = ()) -> Any:
+        return self.call(TxnRequest(compare=compare, success=map(op, success), failure=map(op, failure)))
+
+    def compact(self, revision: int) -> Any:
+        return self.call(CompactionRequest(revision=revision))
+
+    def sweep(self, budget: int = 1 << 30) -> None:
+        while self.machine.sweep(budget):
+            pass
+
+    def values(self, key: bytes = b"\0", range_end: bytes = b"\0", **fields: Any) -> dict[bytes, bytes] | Refusal:
+        response = self.range(key, range_end, **fields)
+        return response if isinstance(response, Refusal) else {kv.key: kv.value for kv in response.kvs}
+
+
+def op(request: Any) -> RequestOp:
+    if isinstance(request, RequestOp):
+        return request
+    names = {PutRequest: "put", DeleteRangeRequest: "delete_range", RangeRequest: "range", TxnRequest: "txn"}
+    return RequestOp(**{f"request_{names[type(request)]}": request})
