@@ -132,7 +132,7 @@ def give_up(raft: Raft, why: str) -> None:
 
 
 def plan_again(raft: Raft) -> None:
-    """After evidence the next campaign starts soon when one has failed: there is no leader to wait for."""
+    """Campaign again soon, though not at once: there is no leader to wait for."""
     raft.candidacy.delay = raft.random.randint(1, 2 * raft.config.candidate_ticks)
 
 
@@ -168,6 +168,10 @@ def on_pre_vote(raft: Raft, sender: NodeId, message: PreVote) -> None:
         if candidacy.delay >= 0:
             # It is ahead of us: let its election end before ours would split the vote.
             candidacy.delay = max(candidacy.delay, raft.config.evidence_retry_ticks)
+        elif raft.role is Role.PRE_CANDIDATE and _rank(raft, sender) < _rank(raft, raft.node_id):
+            # Both of us would be elected now, and would split the vote: one order decides who goes first.
+            raft.become_follower(raft.term, 0, f"{sender} goes first")
+            plan_again(raft)
         raft.send(sender, PreVoteReply(message.term, True))
     else:
         # With our own term, so that a candidate whose term is smaller catches up and is not refused for ever
@@ -235,15 +239,20 @@ def leader_unreachable(raft: Raft, leader: NodeId) -> None:
 
 def plan_by_rank(raft: Raft, gone: NodeId) -> None:
     """Campaign after a delay: the living take turns, and who is first changes with the term."""
-    voters = sorted({*raft.conf.voters, *raft.conf.outgoing} - {gone})
-    if raft.node_id not in voters:
+    if not promotable(raft):
         return
-    rank = (voters.index(raft.node_id) - raft.term) % len(voters)
     config = raft.config
+    rank = _rank(raft, raft.node_id, gone)
     raft.candidacy.delay = rank * config.evidence_rank_ticks + raft.random.randint(0, config.evidence_random_ticks)
     if raft.candidacy.delay == 0:
         raft.candidacy.delay = -1
         campaign(raft, EVIDENCE)
+
+
+def _rank(raft: Raft, node: NodeId, gone: NodeId = 0) -> int:
+    """The place of a voter among all but `gone`, in an order that all compute alike and that moves with the term."""
+    voters = sorted({*raft.conf.voters, *raft.conf.outgoing} - {gone})
+    return (voters.index(node) - raft.term) % len(voters) if node in voters else len(voters)
 
 
 def tick(raft: Raft) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from raftkv.raft.config import RaftConfig
@@ -253,7 +253,7 @@ class Cluster:
     def __getitem__(self, node_id: NodeId) -> Node:
         return self.nodes[node_id]
 
-    def __iter__(self) -> Iterable[Node]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[Node]:
         return iter(self.nodes.values())
 
     # The network.
