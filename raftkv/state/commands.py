@@ -36,6 +36,8 @@ class CommandKind(enum.IntEnum):
     DELETE_RANGE = 2
     TXN = 3
     COMPACT = 4
+    ALARM = 5
+    """Arm or disarm an alarm: an `AlarmRequest`."""
     MEMBER_ATTR = 32
     """Name and client URLs of a member, published by itself when it starts."""
 

@@ -8,6 +8,7 @@ Values of users lie in the store only, and there is no index in memory, so a nod
     m/state                        applied index and term, revision, compact revision, rolling hash
     m/sweep                        place up to which compacted changes are gone; absent when the sweep has ended
     m/member/<id>                  what a member published about itself
+    m/alarm/<id><type>             this alarm of this member is on; no value
 
 A *place* is a change's revision and its number in that revision, 12 bytes, big-endian: places sort in the order of
 changes. A *version* is the place of the change that made it, create revision, version number and lease, 36 bytes; the
@@ -34,6 +35,8 @@ SWEEP_KEY = b"m/sweep"
 CONF_KEY = b"m/conf"
 MEMBER = b"m/member/"
 MEMBER_END = b"m/member0"
+ALARM = b"m/alarm/"
+ALARM_END = b"m/alarm0"
 
 PLACE = struct.Struct(">QI")  # revision, number of the change in it
 VERSION = struct.Struct(">QIQQq")  # place, create revision, version number, lease
@@ -43,6 +46,7 @@ RECORD_HEAD = struct.Struct(
 )  # flags, place replaced, create revision, version, lease, key and value length
 STATE = struct.Struct(">BQQQqQ")  # format, applied index, applied term, revision, compact revision, rolling hash
 MEMBER_ID = struct.Struct(">Q")
+ALARM_ID = struct.Struct(">QB")  # member, type
 
 STATE_FORMAT = 1
 PLACE_BYTES = 12

@@ -30,11 +30,15 @@ from raftkv._pb.kv_pb2 import (
     TxnRequest,
     TxnResponse,
 )
+from raftkv._pb.maintenance_pb2 import CORRUPT, NONE, NOSPACE, AlarmRequest
 from raftkv._pb.state_pb2 import MemberAttributes
 from raftkv.state import hashing, txn
 from raftkv.state.commands import CommandKind, Group
 from raftkv.state.compaction import sweep_start, sweep_step
 from raftkv.state.keys import (
+    ALARM,
+    ALARM_END,
+    ALARM_ID,
     CONF_KEY,
     MEMBER,
     MEMBER_END,
@@ -71,6 +75,10 @@ class StateMachine:
         self.rolling_hash = 0
         self.conf: bytes = store.get(CONF_KEY) or b""
         """The membership as of the applied index, in the driver's encoding; empty while the log's first one holds."""
+        self.alarms: frozenset[tuple[int, int]] = frozenset(
+            ALARM_ID.unpack_from(key, len(ALARM)) for key, _ in store.iterate(ALARM, ALARM_END)
+        )
+        """The alarms that are on: (member id, alarm type)."""
         self._members: dict[int, bytes] = {}
         self._sweep_place: bytes | None = store.get(SWEEP_KEY)
         stored = store.get(STATE_KEY)
@@ -136,10 +144,12 @@ class StateMachine:
         results: list[Result] = []
         for _, kind, payload in group.commands:
             try:
-                if kind == _PUT:
+                if self.alarms and (code := self._stopped_by_alarm(kind, payload)):
+                    result: Result = Refusal(code, overlay.revision, self.compact_revision)
+                elif kind == _PUT:
                     request = _parse_put(payload)
                     if request.lease or request.prev_kv or request.ignore_value or request.ignore_lease:
-                        result: Result = txn.apply_put(overlay, request, self.compact_revision, self._lease_exists)
+                        result = txn.apply_put(overlay, request, self.compact_revision, self._lease_exists)
                     else:
                         overlay.put(request.key, request.value, 0)
                         result = PutResponse()
@@ -165,6 +175,8 @@ class StateMachine:
             return self._compact(overlay, CompactionRequest.FromString(payload))
         if kind == CommandKind.MEMBER_ATTR:
             return self._set_member(overlay, payload)
+        if kind == CommandKind.ALARM:
+            return self._set_alarm(overlay, AlarmRequest.FromString(payload))
         return Refusal(RefusalCode.UNKNOWN_COMMAND, overlay.revision, self.compact_revision)
 
     def _compact(self, overlay: Overlay, request: CompactionRequest) -> CompactionResponse | Refusal:
@@ -190,6 +202,33 @@ class StateMachine:
         overlay.pending[MEMBER + MEMBER_ID.pack(member_id)] = payload
         overlay.effects.append(b"member" + len(payload).to_bytes(4, "big") + payload)
         return Done(overlay.revision)
+
+    def _set_alarm(self, overlay: Overlay, request: AlarmRequest) -> Done | Refusal:
+        """Switch alarms on or off; off means all that match, where member 0 and type NONE match any."""
+        member, kind = request.memberID, request.alarm
+        if request.action == AlarmRequest.ACTIVATE and kind in (NOSPACE, CORRUPT):
+            alarms = self.alarms | {(member, int(kind))}
+        elif request.action == AlarmRequest.DEACTIVATE:
+            alarms = frozenset(
+                alarm for alarm in self.alarms if member not in (0, alarm[0]) or kind not in (NONE, alarm[1])
+            )
+        else:
+            return Refusal(RefusalCode.MALFORMED, overlay.revision, self.compact_revision)
+        for alarm in sorted(alarms ^ self.alarms):
+            overlay.pending[ALARM + ALARM_ID.pack(*alarm)] = b"" if alarm in alarms else None
+            overlay.effects.append(b"alarm" + ALARM_ID.pack(*alarm) + bytes((alarm in alarms,)))
+        self.alarms = alarms
+        return Done(overlay.revision)
+
+    def _stopped_by_alarm(self, kind: int, payload: bytes) -> RefusalCode | None:
+        # Judged again here, after the node that was asked: the alarm may have been armed in between.
+        if kind in (CommandKind.ALARM, CommandKind.MEMBER_ATTR):
+            return None
+        if any(alarm == CORRUPT for _, alarm in self.alarms):
+            return RefusalCode.CORRUPT
+        if kind == _PUT or (kind == CommandKind.TXN and txn.needs_space(TxnRequest.FromString(payload))):
+            return RefusalCode.NO_SPACE
+        return None
 
     def _lease_exists(self, lease: int) -> bool:
         return False  # leases are not granted yet, so whatever a client names is unknown
@@ -262,4 +301,5 @@ class StateMachine:
     def dump(self) -> Iterator[bytes]:
         """All that is replicated, as canonical bytes: equal states give identical sequences."""
         members = [(member_id, self._members[member_id]) for member_id in sorted(self._members)]
-        return hashing.dump(self.reader(), self._head(), members)
+        yield from (b"alarm " + ALARM_ID.pack(*alarm) for alarm in sorted(self.alarms))
+        yield from hashing.dump(self.reader(), self._head(), members)

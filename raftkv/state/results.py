@@ -26,6 +26,10 @@ class RefusalCode(enum.IntEnum):
     """The payload of a committed command is not the message its kind asks for. Only a faulty node proposes such."""
     UNKNOWN_COMMAND = 7
     """A kind this code does not know."""
+    NO_SPACE = 8
+    """The alarm NOSPACE is on and the command needs space."""
+    CORRUPT = 9
+    """The alarm CORRUPT is on: nothing is changed but alarms."""
 
 
 @dataclass(frozen=True, slots=True)

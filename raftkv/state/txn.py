@@ -53,6 +53,15 @@ def is_read_only(request: TxnRequest) -> bool:
     return True
 
 
+def needs_space(request: TxnRequest) -> bool:
+    """Whether either branch, at any depth, puts anything. Deleting needs no space worth a quota."""
+    for op in (*request.success, *request.failure):
+        kind = op.WhichOneof("request")
+        if kind == "request_put" or (kind == "request_txn" and needs_space(op.request_txn)):
+            return True
+    return False
+
+
 def is_serializable(request: TxnRequest) -> bool:
     """Whether a read-only transaction may be served without a quorum: all its ranges say so, compares aside."""
     for op in (*request.success, *request.failure):
