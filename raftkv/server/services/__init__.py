@@ -1,0 +1,48 @@
+"""What clients call: each service once, under our name and under etcd's."""
+
+from __future__ import annotations
+
+import grpc
+from grpc_reflection.v1alpha import reflection
+
+from raftkv.server.limits import Inflight
+from raftkv.server.services.cluster import Cluster
+from raftkv.server.services.contract import Node
+from raftkv.server.services.kv import KV
+from raftkv.server.services.maintenance import Maintenance
+from raftkv.server.services.quota import Quota
+from raftkv.server.services.reads import Reads
+from raftkv.server.services.registry import MethodCounts, Registry, Service
+
+HEALTH_NAME = "grpc.health.v1.Health"
+
+
+class Services:
+    """The services of one node, at work."""
+
+    def __init__(self, server: grpc.aio.Server, node: Node) -> None:
+        self.inflight = Inflight(node.config.inflight_requests_max, node.config.inflight_bytes_max)
+        self._reads = Reads(node)
+        registry = Registry(node, self.inflight)
+        self.counts: dict[str, MethodCounts] = registry.counts
+        """By "raftkv.v1.Service/Method": what became of the calls."""
+        every: tuple[Service, ...] = (
+            KV(node, self._reads, Quota(node)).service(),
+            Cluster(node).service(),
+            Maintenance(node, self._reads).service(),
+        )
+        for service in every:
+            registry.add(server, service)
+        self.names = tuple(name for service in every for name in service.names)
+        # Reflection tells of ours only: etcd's messages are in no descriptor pool of this process, on purpose.
+        shown = (*(service.names[0] for service in every), HEALTH_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(shown, server)
+
+    def close(self) -> None:
+        """Wait for the threads that still read; call it after the server stopped and before the stores are closed."""
+        self._reads.close()
+
+
+def register(server: grpc.aio.Server, node: Node) -> Services:
+    """Serve `node` on `server`, which must not have started yet."""
+    return Services(server, node)
