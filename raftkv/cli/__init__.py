@@ -117,7 +117,7 @@ def run(arguments: list[str] | None = None) -> int:
     except Exception as error:  # the last line of defence: one line for the user, not a traceback
         if os.environ.get("RAFTKV_DEBUG"):
             raise
-        return _failed(_reason(error))
+        return 2 * _failed(_reason(error)) if type(error).__name__ == "ConfigError" else _failed(_reason(error))
 
 
 def _reason(error: Exception) -> str:

@@ -86,13 +86,18 @@ def framed(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     rule = "+" + "+".join("-" * (width + 2) for width in widths) + "+"
     shown = [
         rule,
-        "|" + "|".join(f" {cell.center(width)} " for cell, width in zip(head, widths, strict=True)) + "|",
+        "|" + "|".join(f" {_centred(cell, width)} " for cell, width in zip(head, widths, strict=True)) + "|",
         rule,
     ]
     shown += [
         "|" + "|".join(f" {cell.rjust(width)} " for cell, width in zip(row, widths, strict=True)) + "|" for row in lines
     ]
     return "\n".join([*shown, rule])
+
+
+def _centred(cell: str, width: int) -> str:
+    left = (width - len(cell)) // 2  # str.center puts an odd blank to the left, etcdctl to the right
+    return " " * left + cell + " " * (width - len(cell) - left)
 
 
 def columns(head: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[int] = ()) -> list[str]:

@@ -7,6 +7,8 @@ still go through the SDK: many endpoints, the leader found, retries, one deadlin
 from __future__ import annotations
 
 import asyncio
+import atexit
+import functools
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -15,13 +17,11 @@ import grpc
 
 from raftkv.cli.options import Settings
 from raftkv.client import AsyncClient
-from raftkv.client.calls import invoke
 from raftkv.client.endpoints import resolve_endpoints
 from raftkv.client.errors import RaftkvError
 from raftkv.client.faults import error_of, understand
 from raftkv.client.methods import Method, RequestT, ResponseT
-from raftkv.client.options import Timeout
-from raftkv.client.retry import Retry
+from raftkv.client.options import DEFAULT
 from raftkv.client.routing import Purpose
 
 T = TypeVar("T")
@@ -36,16 +36,17 @@ def call(
 
     async def work() -> ResponseT:
         async with AsyncClient(settings.endpoints, timeout=settings.timeout_s) as client:
-            return await invoke(
-                client._pool,
-                method,
-                request,
-                purpose=purpose,
-                timeout=Timeout(total=settings.timeout_s),
-                retry=Retry(),
-            )
+            return await client._context.call(method, request, purpose, DEFAULT)
 
-    return asyncio.run(work())
+    return _runner().run(work())
+
+
+@functools.cache
+def _runner() -> asyncio.Runner:
+    # One loop for all calls of a command: grpc.aio stays with the loop it met first.
+    runner = asyncio.Runner()
+    atexit.register(runner.close)
+    return runner
 
 
 def direct(endpoint: str, method: Method[RequestT, ResponseT], request: RequestT, timeout_s: float) -> ResponseT:
