@@ -1,0 +1,142 @@
+"""The commands that callers of this node wait for, until the log has shown their fate.
+
+A command is QUEUED until a leader is known, then SENT in the term of that leader: proposed here, or
+forwarded. It ends when it is seen in an applied entry. When an entry of a *later* term than the one it
+was sent in is applied first, it can never be committed (the terms of a log never fall), so it is queued
+again under a new sequence number. That makes a leader's death a wait and not an unknown outcome.
+
+    QUEUED --leader known--> SENT --applied--> answered
+       ^                      |
+       +--later term applied--+
+
+Invariants: sequence numbers are never used twice in one incarnation; the leader takes those of one
+(origin, incarnation) only in rising order, so re-sending after a broken stream repeats nothing.
+
+The source is the argument of Ongaro 6.3 (clients must not re-send blindly), moved from the client to the
+node that was asked; see docs/divergence.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from raftkv.raft.types import NodeId
+from raftkv.state.commands import Command, Group
+
+
+@dataclass(slots=True)
+class Pending:
+    """One command that a caller waits for; the caller's side keeps it only to hand it to `abandon`."""
+
+    kind: int
+    payload: bytes
+    ticket: object
+    term: int = 0  # the term it was sent in; 0 while queued
+    abandoned: bool = False
+
+
+class Proposals:
+    """Bookkeeping of one node's own callers."""
+
+    def __init__(self, origin: NodeId, incarnation: int) -> None:
+        self._origin = origin
+        self._incarnation = incarnation
+        self._next_seq = 1
+        self._pending: dict[int, Pending] = {}  # in rising order of seq
+        self._queued: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self._pending)
+
+    @property
+    def queued(self) -> bool:
+        """Whether something waits to be sent."""
+        return bool(self._queued)
+
+    def add(self, kind: int, payload: bytes, ticket: object) -> Pending:
+        """Queue one command."""
+        pending = Pending(kind, payload, ticket)
+        self._queued.append(self._number(pending))
+        return pending
+
+    def _number(self, pending: Pending) -> int:
+        seq = self._next_seq
+        self._next_seq = seq + 1
+        self._pending[seq] = pending
+        return seq
+
+    def take(self, term: int) -> tuple[Command, ...]:
+        """The queued commands, marked as sent in `term`; those whose caller has gone are dropped here."""
+        commands = []
+        for seq in self._queued:
+            pending = self._pending[seq]
+            if pending.abandoned:
+                del self._pending[seq]
+            else:
+                pending.term = term
+                commands.append(Command(seq, pending.kind, pending.payload))
+        self._queued.clear()
+        return tuple(commands)
+
+    def sent_in(self, term: int) -> tuple[Command, ...]:
+        """Everything sent in `term` and not seen yet, in the order it was sent: what a broken stream may have lost."""
+        return tuple(
+            Command(seq, pending.kind, pending.payload)
+            for seq, pending in self._pending.items()
+            if pending.term == term and not pending.abandoned
+        )
+
+    def applied(self, group: Group, results: Sequence[object], out: list[tuple[object, object]]) -> None:
+        """Match one applied group with the callers that wait for it."""
+        if group.origin != self._origin or group.incarnation != self._incarnation:
+            return
+        pop = self._pending.pop
+        for command, result in zip(group.commands, results, strict=True):
+            pending = pop(command.seq, None)
+            if pending is not None and not pending.abandoned:
+                out.append((pending.ticket, result))
+
+    def term_applied(self, term: int) -> None:
+        """An entry of `term` was applied: what was sent earlier and not seen is provably not in the log."""
+        stale = [(seq, pending) for seq, pending in self._pending.items() if 0 < pending.term < term]
+        if not stale:
+            return
+        # New numbers, because commands with higher ones may already have gone to the new leader,
+        # and it takes ours in rising order only.
+        for seq, pending in stale:
+            del self._pending[seq]
+            pending.term = 0
+            self._queued.append(self._number(pending))
+
+    def lose(self, term: int) -> list[object]:
+        """A snapshot up to an entry of `term` hid part of the log: the tickets whose fate it hides."""
+        lost = [(seq, pending) for seq, pending in self._pending.items() if 0 < pending.term <= term]
+        for seq, _ in lost:
+            del self._pending[seq]
+        return [pending.ticket for _, pending in lost if not pending.abandoned]
+
+
+class Forwarded:
+    """What the leader remembers of other nodes' commands: the last number seen of each, in this term."""
+
+    def __init__(self) -> None:
+        self._term = 0
+        self._seen: dict[NodeId, tuple[int, int]] = {}
+
+    def fresh(self, term: int, origin: NodeId, incarnation: int, commands: Sequence[Command]) -> Sequence[Command]:
+        """Those of `commands` that did not arrive before, in this term of leadership."""
+        if term != self._term:
+            self._term = term
+            self._seen.clear()
+        known, last = self._seen.get(origin, (0, 0))
+        if known != incarnation:
+            last = 0
+        if not commands:
+            return commands
+        if commands[0].seq <= last:
+            commands = [command for command in commands if command.seq > last]
+            if not commands:
+                return commands
+        self._seen[origin] = (incarnation, commands[-1].seq)
+        return commands

@@ -1,0 +1,70 @@
+"""Linearizable reads that wait for a read index (Ongaro 6.4).
+
+All reads that arrive while one round is under way share the next round, so the number of rounds does not
+grow with the number of readers. A read is served once this node has applied the index of a round which
+*began* after the read had arrived.
+
+    waiting --round begins--> asked --index known--> confirmed --applied--> served
+       ^                        |
+       +--leader lost, timeout--+
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+
+class Reads:
+    """Bookkeeping of one node's waiting reads."""
+
+    def __init__(self, retry_ticks: int) -> None:
+        self._retry_ticks = retry_ticks
+        self._waiting: list[object] = []
+        self._asked: dict[int, list[object]] = {}  # context -> tickets; at most one context unless one is retried
+        self._asked_tick = 0
+        self._confirmed: deque[tuple[int, list[object]]] = deque()  # (index, tickets), in rising order of index
+        self._next_context = 1
+
+    def add(self, ticket: object) -> None:
+        """A caller wants to read what is committed by now."""
+        self._waiting.append(ticket)
+
+    def ask(self, tick: int, read_index: Callable[[int], None]) -> None:
+        """Begin a round for everything that waits, if none is under way."""
+        if self._asked and tick - self._asked_tick > self._retry_ticks:
+            self.ask_again()
+        if self._waiting and not self._asked:
+            context = self._next_context
+            self._next_context += 1
+            self._asked[context] = self._waiting
+            self._waiting = []
+            self._asked_tick = tick
+            read_index(context)
+
+    def ask_again(self) -> None:
+        """The round under way may be lost; its reads wait for the next one. A late answer is ignored."""
+        for tickets in self._asked.values():
+            self._waiting = tickets + self._waiting
+        self._asked.clear()
+
+    def dropped(self, context: int) -> None:
+        """Consensus has given up one round."""
+        if context in self._asked:
+            self.ask_again()
+
+    def confirmed(self, context: int, index: int) -> None:
+        """The round `context` found the read index `index`."""
+        tickets = self._asked.pop(context, None)
+        if tickets is not None:
+            self._confirmed.append((index, tickets))
+
+    def served(self, applied: int, out: list[object]) -> None:
+        """Move to `out` the reads whose index has been applied."""
+        while self._confirmed and self._confirmed[0][0] <= applied:
+            out.extend(self._confirmed.popleft()[1])
+
+    @property
+    def idle(self) -> bool:
+        """Whether no read waits at all."""
+        return not (self._waiting or self._asked or self._confirmed)

@@ -1,0 +1,254 @@
+"""One replica: obeys consensus, and keeps the promises made to callers.
+
+It joins `raftkv.raft` (what is agreed) with the callers of this node (who asked for it). It has no clock, no
+socket, no disk and no asyncio; the simulator runs this very file. Each public method but `take` is an event;
+`take` is one turn and returns the effects, see `raftkv.replica.effects`.
+
+What it owns is order:
+  - a reply that promises durability leaves only after `persisted` of the write it rests on (rule D1);
+  - a command is proposed in the term its sender believed in, or not at all (see `proposals`);
+  - a read is served at an index whose round began after it arrived (see `reads`).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+
+from raftkv.raft.core import Raft
+from raftkv.raft.errors import NoLeader
+from raftkv.raft.messages import Message
+from raftkv.raft.ready import Ready
+from raftkv.raft.types import Entry, EntryKind, NodeId, Role, SnapshotMeta
+from raftkv.replica.effects import Answers, Apply, Effects, Forward, PeerMessage, Persist
+from raftkv.replica.proposals import Forwarded, Pending, Proposals
+from raftkv.replica.reads import Reads
+from raftkv.state.commands import Group, MalformedBatch, decode_batch, encode_batch
+
+UNPERSISTED_MAX = 2
+"""Writes that may be under way before new commands wait for the next entry. While the disk is busy, commands
+gather into one bigger entry instead of many small ones: what costs is the message, not the byte."""
+
+ENTRY_BYTES_MAX = 1 << 20
+"""An entry is cut at the first group beyond this, so that one append never blocks heartbeats for long."""
+
+
+class Replica:
+    """One member's share of the cluster; see the module."""
+
+    def __init__(self, raft: Raft, incarnation: int, *, read_retry_ticks: int = 50) -> None:
+        """
+        Args:
+            raft: consensus, as recovered from the disk.
+            incarnation: a number no earlier life of this node has used; 64 bits, random in production.
+            read_retry_ticks: how long a read round may stay unanswered before it is asked again.
+        """
+        self.raft = raft
+        self.incarnation = incarnation
+        self._proposals = Proposals(raft.node_id, incarnation)
+        self._forwarded = Forwarded()
+        self._reads = Reads(read_retry_ticks)
+        self._groups: deque[Group] = deque()  # of other nodes, to be proposed by us, in the term below
+        self._groups_term = 0
+        self._outbox: list[tuple[NodeId, PeerMessage]] = []
+        self._held: deque[tuple[int, tuple[tuple[NodeId, Message], ...]]] = (
+            deque()
+        )  # a write under way, what waits for it
+        self._proposed: dict[int, tuple[int, Sequence[Group]]] = {}  # index -> (term, groups), saves a decode
+        self._applied_term = 0
+        self._applied = raft.status().applied
+        self._ticks = 0
+        self._unknown: list[object] = []
+
+    # Events.
+
+    def propose(self, kind: int, payload: bytes, ticket: object) -> Pending:
+        """A caller of this node wants one command committed; `ticket` comes back in `Answers`."""
+        return self._proposals.add(kind, payload, ticket)
+
+    def read(self, ticket: object) -> None:
+        """A caller wants to read linearizably; `ticket` comes back in `Answers.reads`."""
+        self._reads.add(ticket)
+
+    @staticmethod
+    def abandon(pending: Pending) -> None:
+        """The caller has gone or run out of time: if it was not sent yet, it is dropped before the log."""
+        pending.abandoned = True
+
+    def receive(self, sender: NodeId, message: PeerMessage) -> None:
+        """A message from a peer; never raises on any content."""
+        if isinstance(message, Forward):
+            self._receive_forward(sender, message)
+        else:
+            self.raft.step(sender, message)
+
+    def tick(self) -> None:
+        """One tick of time has passed."""
+        self._ticks += 1
+        self.raft.tick()
+
+    def persisted(self, number: int) -> None:
+        """The write `number`, and all before it, are on the disk."""
+        self.raft.persisted(number)
+        while self._held and self._held[0][0] <= number:
+            self._outbox.extend(self._held.popleft()[1])
+
+    def connected(self, peer: NodeId) -> None:
+        """The stream to a peer is new: what was on the old one may be lost."""
+        raft = self.raft
+        if peer == raft.leader:
+            commands = self._proposals.sent_in(raft.term)
+            if commands:
+                self._outbox.append((peer, Forward(raft.term, self.incarnation, commands)))
+            self._reads.ask_again()
+
+    def disconnected(self, peer: NodeId) -> None:
+        """The stream to a peer broke."""
+        self.raft.peer_unreachable(peer)
+
+    def gone(self, peer: NodeId) -> None:
+        """Proof that the process of a peer is gone (its port refuses connections)."""
+        self.raft.leader_unreachable(peer)
+
+    def applied(self, applies: Sequence[Apply], results: Sequence[Sequence[Sequence[object]]]) -> Answers:
+        """The driver has applied `applies`; `results` go by entry, group, command."""
+        answers = Answers([], [], self._unknown)
+        self._unknown = []
+        for apply, by_group in zip(applies, results, strict=True):
+            entry = apply.entry
+            if entry.term > self._applied_term:
+                self._applied_term = entry.term
+                self._proposals.term_applied(entry.term)
+            for group, group_results in zip(apply.groups, by_group, strict=True):
+                self._proposals.applied(group, group_results, answers.results)
+        if applies:
+            self._applied = applies[-1].entry.index
+            self.raft.applied_to(self._applied)
+        self._reads.served(self._applied, answers.reads)
+        return answers
+
+    def installed(self, meta: SnapshotMeta) -> None:
+        """A received snapshot is now log and state of this node."""
+        self._unknown.extend(self._proposals.lose(meta.term))
+        self._applied = max(self._applied, meta.index)
+        self._applied_term = max(self._applied_term, meta.term)
+
+    # The turn.
+
+    def take(self) -> Effects | None:
+        """One turn: what must be done now, or None when there is nothing."""
+        self._send_proposals()
+        self._reads.ask(self._ticks, self._read_index)
+        raft = self.raft
+        if raft.has_ready():
+            return self._obey(raft.ready())
+        if self._outbox:
+            send, self._outbox = self._outbox, []
+            return Effects(None, send, [], (), ())
+        return None
+
+    def _obey(self, ready: Ready) -> Effects:
+        for context, index in ready.reads:
+            self._reads.confirmed(context, index)
+        for context in ready.dropped_reads:
+            self._reads.dropped(context)
+        persist = None
+        if ready.hard_state is not None or ready.entries or ready.install is not None:
+            persist = Persist(ready.number, ready.hard_state, ready.entries, ready.install, ready.must_sync)
+            self._held.append((ready.number, ready.messages_after))
+        else:
+            # Nothing of its own to write, but it may rest on an earlier write that is under way.
+            assert not ready.messages_after or self._held, "a reply waits for a write that nobody makes"
+            if ready.messages_after:
+                number, messages = self._held[-1]
+                self._held[-1] = (number, messages + ready.messages_after)
+        send, self._outbox = self._outbox, []
+        send.extend(ready.messages)
+        applies = [Apply(entry, self._groups_of(entry)) for entry in ready.committed]
+        if applies and self.raft.role is Role.LEADER:
+            self._notify_origins(applies)
+        return Effects(persist, send, applies, ready.send_snapshots, ready.events)
+
+    # Proposals.
+
+    def _receive_forward(self, sender: NodeId, forward: Forward) -> None:
+        raft = self.raft
+        if raft.role is not Role.LEADER or forward.term != raft.term:
+            return  # the sender learns of the later term, and proposes anew when that term has shown what is lost
+        commands = self._forwarded.fresh(forward.term, sender, forward.incarnation, forward.commands)
+        if commands:
+            if self._groups_term != raft.term:
+                self._groups.clear()
+                self._groups_term = raft.term
+            self._groups.append(Group(sender, forward.incarnation, tuple(commands)))
+
+    def _send_proposals(self) -> None:
+        raft = self.raft
+        leader = raft.leader
+        if leader == 0 or not (self._proposals.queued or self._groups):
+            return
+        if leader != raft.node_id:
+            self._groups.clear()
+            commands = self._proposals.take(raft.term)
+            if commands:
+                self._outbox.append((leader, Forward(raft.term, self.incarnation, commands)))
+            return
+        if len(self._held) < UNPERSISTED_MAX:
+            self._propose()
+
+    def _propose(self) -> None:
+        """Make one entry (more only when they are big) of everything that waits here."""
+        raft = self.raft
+        if not raft.accepts_proposals():
+            return  # a transfer is under way or too much is uncommitted: callers wait, nothing is lost
+        groups = list(self._groups) if self._groups_term == raft.term else []
+        self._groups.clear()
+        own = self._proposals.take(raft.term)
+        if own:
+            groups.append(Group(raft.node_id, self.incarnation, own))
+        batches = list(_batches(groups))
+        if batches:
+            term, first = raft.propose([encode_batch(batch) for batch in batches], force=True)
+            for offset, batch in enumerate(batches):
+                self._proposed[first + offset] = (term, batch)
+
+    def _groups_of(self, entry: Entry) -> Sequence[Group]:
+        proposed = self._proposed.pop(entry.index, None)
+        if proposed is not None and proposed[0] == entry.term:
+            return proposed[1]
+        if entry.kind is not EntryKind.NORMAL or not entry.data:
+            return ()
+        try:
+            return decode_batch(entry.data)
+        except MalformedBatch:
+            return ()  # every replica finds the same, so all pass over it alike
+
+    def _notify_origins(self, applies: Sequence[Apply]) -> None:
+        """Tell the nodes whose callers wait for these entries that they are committed, without waiting for a beat."""
+        me = self.raft.node_id
+        origins = {group.origin: None for apply in applies for group in apply.groups if group.origin != me}
+        if origins:
+            self.raft.notify_commit(origins)
+
+    # Reads.
+
+    def _read_index(self, context: int) -> None:
+        try:
+            self.raft.read_index(context)
+        except NoLeader:
+            self._reads.dropped(context)
+
+
+def _batches(groups: Sequence[Group]) -> Iterable[Sequence[Group]]:
+    """Cut `groups` into entries of about ENTRY_BYTES_MAX."""
+    batch: list[Group] = []
+    size = 0
+    for group in groups:
+        group_bytes = sum(len(command.payload) for command in group.commands)
+        if batch and size + group_bytes > ENTRY_BYTES_MAX:
+            yield batch
+            batch, size = [], 0
+        batch.append(group)
+        size += group_bytes
+    if batch:
+        yield batch
