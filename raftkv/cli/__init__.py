@@ -18,7 +18,7 @@ from raftkv import __version__
 from raftkv.cli.options import client_options
 
 # name: (section, module:attribute, help line). The help lines stand here so that showing them imports nothing;
-# a test holds them against the commands' own.
+# a test holds that every command is there.
 _COMMANDS = {
     "put": ("Keys and values", "kv:put", "Write a key."),
     "get": ("Keys and values", "kv:get", "Read a key, a range or a prefix."),

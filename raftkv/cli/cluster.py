@@ -249,7 +249,7 @@ def readable(line: str) -> str:
         shown_time = str(fields.pop("ts", fields.pop("timestamp", "")))
         level = str(fields.pop("level", "info"))
         event = str(fields.pop("event"))
-    except (ValueError, KeyError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         return line
     rest = " ".join(f"{name}={value}" for name, value in fields.items())
     colour = {"warning": "yellow", "error": "red", "critical": "red"}.get(level)
