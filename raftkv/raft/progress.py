@@ -72,6 +72,7 @@ class Progress:
         "inflights",
         "match",
         "next",
+        "notice_due",
         "paused",
         "pending_snapshot",
         "state",
@@ -88,6 +89,7 @@ class Progress:
         self.active_tick = tick  # when it was last heard in this term
         self.acked = False  # whether it acknowledged something since its last heartbeat reply
         self.commit_sent: Index = 0  # the greatest commit index we told it, as far as we know
+        self.notice_due: Index = 0  # a commit index it is to hear of as soon as it has the entry; 0: none
         self.token = 0  # the greatest heartbeat token it sent back
 
     def become_probe(self) -> None:

@@ -97,14 +97,21 @@ def beat(raft: Raft, *, to_learners: bool) -> None:
 
 
 def notify_commit(raft: Raft, peers: Iterable[NodeId]) -> None:
-    """Tell `peers` how far the log is committed, if it is news to them."""
+    """Tell `peers` how far the log is committed, if it is news to them; one that lags hears it when it has the entry."""
     for peer in peers:
         progress = raft.progress.get(peer)
         if progress is not None:
-            commit = min(progress.match, raft.log.commit)
-            if commit > progress.commit_sent:
-                progress.commit_sent = commit
-                raft.send(peer, Heartbeat(raft.term, commit, 0))
+            progress.notice_due = raft.log.commit
+            _send_notice(raft, peer, progress)
+
+
+def _send_notice(raft: Raft, peer: NodeId, progress: Progress) -> None:
+    commit = min(progress.match, raft.log.commit)
+    if commit >= progress.notice_due:
+        progress.notice_due = 0
+    if commit > progress.commit_sent:
+        progress.commit_sent = commit
+        raft.send(peer, Heartbeat(raft.term, commit, 0))
 
 
 def maybe_commit(raft: Raft) -> bool:
@@ -153,6 +160,8 @@ def on_append_reply(raft: Raft, sender: NodeId, message: AppendReply) -> None:
             progress.become_replicate()
         if message.index > log.commit:
             maybe_commit(raft)
+        if progress.notice_due:
+            _send_notice(raft, sender, progress)
         if progress.next <= log.last:
             raft.dirty = True
         if sender == raft.lead_transferee and progress.match == log.last:

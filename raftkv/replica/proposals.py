@@ -45,14 +45,20 @@ class Proposals:
         self._next_seq = 1
         self._pending: dict[int, Pending] = {}  # in rising order of seq
         self._queued: list[int] = []
+        self._sent_term = 0
+        self._sent = 0  # of the pending commands, how many were sent in _sent_term
 
     def __len__(self) -> int:
         return len(self._pending)
 
     @property
-    def queued(self) -> bool:
-        """Whether something waits to be sent."""
-        return bool(self._queued)
+    def queued(self) -> int:
+        """How many commands wait to be sent."""
+        return len(self._queued)
+
+    def sent(self, term: int) -> bool:
+        """Whether something sent in `term` is still to be seen in the log."""
+        return self._sent_term == term and self._sent > 0
 
     def add(self, kind: int, payload: bytes, ticket: object) -> Pending:
         """Queue one command."""
@@ -68,6 +74,8 @@ class Proposals:
 
     def take(self, term: int) -> tuple[Command, ...]:
         """The queued commands, marked as sent in `term`; those whose caller has gone are dropped here."""
+        if term != self._sent_term:
+            self._sent_term, self._sent = term, 0
         commands = []
         for seq in self._queued:
             pending = self._pending[seq]
@@ -77,6 +85,7 @@ class Proposals:
                 pending.term = term
                 commands.append(Command(seq, pending.kind, pending.payload))
         self._queued.clear()
+        self._sent += len(commands)
         return tuple(commands)
 
     def sent_in(self, term: int) -> tuple[Command, ...]:
@@ -94,7 +103,11 @@ class Proposals:
         pop = self._pending.pop
         for command, result in zip(group.commands, results, strict=True):
             pending = pop(command.seq, None)
-            if pending is not None and not pending.abandoned:
+            if pending is None:
+                continue
+            if pending.term == self._sent_term:
+                self._sent -= 1
+            if not pending.abandoned:
                 out.append((pending.ticket, result))
 
     def term_applied(self, term: int) -> None:
@@ -112,8 +125,10 @@ class Proposals:
     def lose(self, term: int) -> list[object]:
         """A snapshot up to an entry of `term` hid part of the log: the tickets whose fate it hides."""
         lost = [(seq, pending) for seq, pending in self._pending.items() if 0 < pending.term <= term]
-        for seq, _ in lost:
+        for seq, pending in lost:
             del self._pending[seq]
+            if pending.term == self._sent_term:
+                self._sent -= 1
         return [pending.ticket for _, pending in lost if not pending.abandoned]
 
 

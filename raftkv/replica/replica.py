@@ -25,9 +25,12 @@ from raftkv.replica.proposals import Forwarded, Pending, Proposals
 from raftkv.replica.reads import Reads
 from raftkv.state.commands import Group, MalformedBatch, decode_batch, encode_batch
 
-UNPERSISTED_MAX = 2
-"""Writes that may be under way before new commands wait for the next entry. While the disk is busy, commands
-gather into one bigger entry instead of many small ones: what costs is the message, not the byte."""
+COMMANDS_GOOD = 256
+"""So many commands are worth an entry, or a forwarded message, of their own while another is under way. Fewer wait for
+it to end, and so gather: what costs is the message, not the byte. A single caller never waits, for nothing is under way."""
+
+ENTRIES_MAX = 8
+"""Entries under way; beyond it even many commands wait."""
 
 ENTRY_BYTES_MAX = 1 << 20
 """An entry is cut at the first group beyond this, so that one append never blocks heartbeats for long."""
@@ -189,12 +192,17 @@ class Replica:
             return
         if leader != raft.node_id:
             self._groups.clear()
-            commands = self._proposals.take(raft.term)
-            if commands:
-                self._outbox.append((leader, Forward(raft.term, self.incarnation, commands)))
+            if self._proposals.queued >= COMMANDS_GOOD or not self._proposals.sent(raft.term):
+                commands = self._proposals.take(raft.term)
+                if commands:
+                    self._outbox.append((leader, Forward(raft.term, self.incarnation, commands)))
             return
-        if len(self._held) < UNPERSISTED_MAX:
+        under_way = raft.log.last - raft.log.commit
+        if under_way == 0 or (under_way < ENTRIES_MAX and self._gathered() >= COMMANDS_GOOD):
             self._propose()
+
+    def _gathered(self) -> int:
+        return self._proposals.queued + sum([len(group.commands) for group in self._groups])
 
     def _propose(self) -> None:
         """Make one entry (more only when they are big) of everything that waits here."""
