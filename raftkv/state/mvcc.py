@@ -183,7 +183,7 @@ class Reader:
         for stored, record in self.iterate(
             RECORD + PLACE.pack(from_revision, 0), RECORD + PLACE.pack(self.revision + 1, 0)
         ):
-            mod_revision, _ = PLACE.unpack_from(stored, 1)
+            mod_revision, number = PLACE.unpack_from(stored, 1)
             if mod_revision != revision:
                 if events:
                     yield revision, events
@@ -191,12 +191,12 @@ class Reader:
                 if limit <= 0:
                     return
                 revision, events = mod_revision, []
-            events.append(self._event(mod_revision, record, prev_kv))
+            events.append(self._event(mod_revision, number, record, prev_kv))
         if events:
             yield revision, events
 
-    def _event(self, mod_revision: int, record: bytes, prev_kv: bool) -> Event:
-        flags, replaced, create_revision, number, lease, key_bytes, _ = RECORD_HEAD.unpack_from(record)
+    def _event(self, mod_revision: int, number: int, record: bytes, prev_kv: bool) -> Event:
+        flags, replaced, create_revision, version_number, lease, key_bytes, _ = RECORD_HEAD.unpack_from(record)
         key = record[RECORD_HEAD_BYTES : RECORD_HEAD_BYTES + key_bytes]
         event = Event()
         event.kv.key = key
@@ -205,11 +205,12 @@ class Reader:
             event.type = Event.DELETE
         else:
             event.kv.create_revision = create_revision
-            event.kv.version = number
+            event.kv.version = version_number
             event.kv.lease = lease
             event.kv.value = record[RECORD_HEAD_BYTES + key_bytes :]
-        # Before the event means at revision mod_revision - 1, which a compaction may have taken.
-        if prev_kv and replaced != NO_PLACE and mod_revision - 1 >= self.compact_revision:
+        # Before the event means at revision mod_revision - 1, which a compaction may have taken. A first change that
+        # replaced nothing had nothing before; a later one may follow a delete in the same revision.
+        if prev_kv and (replaced != NO_PLACE or number) and mod_revision - 1 >= self.compact_revision:
             version = self.find(key, mod_revision - 1)
             if version is not None:
                 self.fill(event.prev_kv, key, version)

@@ -12,7 +12,7 @@ from typing import Any
 import grpc
 import pytest
 from state_driver import Driver
-from state_ops import Ops, SeededChooser
+from state_ops import Chooser, Ops
 
 from raftkv._pb import kv_pb2
 from raftkv.state import validate
@@ -126,7 +126,7 @@ def stops_etcd(request: kv_pb2.TxnRequest) -> bool:
 @pytest.mark.parametrize("seed", range(3))
 def test_same_answers_as_etcd(etcd: Etcd, seed: int) -> None:
     driver = Driver()
-    ops = Ops(SeededChooser(seed))
+    ops = Ops(Chooser(seed))
     for step in range(1500):
         ops.revision = driver.machine.revision
         ops.compact_revision = driver.machine.compact_revision
