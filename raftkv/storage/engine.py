@@ -102,12 +102,10 @@ class Engine:
         return cls(path, handle)
 
     def iterate(
-        self, start: bytes | None, stop: bytes | None, *, reverse: bool = False, fill_cache: bool = True
+        self, start: bytes | None, stop: bytes | None, *, fill_cache: bool = True
     ) -> Iterator[tuple[bytes, bytes]]:
         """The records in [start, stop), block checksums verified."""
-        return self.handle.iterator(
-            reverse=reverse, start=start, stop=stop, verify_checksums=True, fill_cache=fill_cache
-        )
+        return self.handle.iterator(start=start, stop=stop, verify_checksums=True, fill_cache=fill_cache)
 
     def view(self) -> leveldb.Snapshot:
         """The database as it is now; `close` it when done, it keeps old records alive."""

@@ -193,8 +193,20 @@ def _iterate(
     fill_cache: bool,
 ) -> Iterator[tuple[bytes, bytes]]:
     # Made at once, not at the first `next`: what is written between the two must not be seen.
-    pairs = source.iterator(reverse=reverse, start=start, stop=stop, verify_checksums=True, fill_cache=fill_cache)
+    if reverse:
+        # plyvel's reverse iterator finds nothing where the only record in the range is the one at `start`, so it is
+        # given no start, and we stop there ourselves.
+        pairs = source.iterator(reverse=True, stop=stop, verify_checksums=True, fill_cache=fill_cache)
+        return _down_to(start, _checked(pairs, path, start))
+    pairs = source.iterator(start=start, stop=stop, verify_checksums=True, fill_cache=fill_cache)
     return _checked(pairs, path, start)
+
+
+def _down_to(start: bytes, pairs: Iterator[tuple[bytes, bytes]]) -> Iterator[tuple[bytes, bytes]]:
+    for pair in pairs:
+        if pair[0] < start:
+            return
+        yield pair
 
 
 def _checked(pairs: Iterator[tuple[bytes, bytes]], path: Path, start: bytes) -> Iterator[tuple[bytes, bytes]]:
