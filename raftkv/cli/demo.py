@@ -125,9 +125,9 @@ def _timeline(marks: LogMarks, killed_node: str, killed: float, killed_wall: flo
     elected = first(events, ELECTED, not_of=killed_node)
     new = elected.node if elected is not None else None
     points: list[tuple[float, str]] = [
-        ((gap.before - killed) * 1000, "last write acknowledged before"),
+        ((gap.before - killed) * 1000, "last write acknowledged"),
         (0.0, f"{killed_node} is killed"),
-        ((gap.after - killed) * 1000, "first write acknowledged after"),
+        ((gap.after - killed) * 1000, "writes are acknowledged again"),
     ]
     suspected = first(events, SUSPECTED, not_of=killed_node)
     if suspected is not None:
@@ -168,10 +168,10 @@ def _summary(verdict: Verdict, load: Load, gaps: list[Gap]) -> int:
 def _lines_to_copy(cluster: AsyncLocalCluster) -> None:
     endpoints = ",".join(cluster.endpoints)
     _title("\nTry it while it runs (raftkv demo --stay leaves it up):")
-    _say(f"  export RAFTKV_ENDPOINTS={endpoints} ETCDCTL_API=3 ETCDCTL_ENDPOINTS={endpoints}")
+    _say(f"  export ETCDCTL_API=3 ETCDCTL_ENDPOINTS={endpoints}   # raftkv reads it too")
     _say("  raftkv put greeting hello && raftkv get greeting")
-    _say("  etcdctl get greeting -w json          # any etcd client will do")
-    _say("  python3 -c 'import raftkv; print(raftkv.Client().get(\"greeting\"))'")
+    _say("  etcdctl get greeting -w json                # any etcd client will do")
+    _say("  python3 -c 'import raftkv; print(raftkv.Client().get(\"greeting\").text)'")
 
 
 def _times(count: int) -> str:

@@ -57,6 +57,7 @@ class ControlServer:
     async def __aexit__(self, *_: object) -> None:
         if self._server is not None:
             self._server.close()
+        self._remove_socket()
         for task in self._answering:
             task.cancel()
         await asyncio.gather(*self._answering, return_exceptions=True)
@@ -68,6 +69,8 @@ class ControlServer:
             with contextlib.suppress(OSError):
                 await writer.drain()
             writer.close()
+
+    def _remove_socket(self) -> None:
         if self._path is not None:
             self._path.unlink(missing_ok=True)
             if self._path.parent.name.startswith("raftkv-control-"):

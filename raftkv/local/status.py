@@ -76,7 +76,7 @@ class Probe:
 
             self._channel = grpc.insecure_channel(self.address, options=_CHANNEL_OPTIONS)
             self._ask = self._channel.unary_unary(
-                "/raftkv.v1.Maintenance/Status",
+                "/etcdserverpb.Maintenance/Status",  # etcd's name: a supervisor can run etcd too (bench)
                 request_serializer=maintenance_pb2.StatusRequest.SerializeToString,
                 response_deserializer=maintenance_pb2.StatusResponse.FromString,
             )

@@ -56,7 +56,7 @@ def main() -> None:
         response_serializer=maintenance_pb2.StatusResponse.SerializeToString,
     )
     server.add_generic_rpc_handlers(
-        (grpc.method_handlers_generic_handler("raftkv.v1.Maintenance", {"Status": handler}),)
+        (grpc.method_handlers_generic_handler("etcdserverpb.Maintenance", {"Status": handler}),)
     )
     server.add_insecure_port(flags["--listen-client"])
     server.start()
