@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import logging
 
+from raftkv.client import forking as _forking  # noqa: F401 - before anything else imports gRPC
+
+# isort: split
 from raftkv.client.blocking import Client
 from raftkv.client.breaker import BreakerConfig, BreakerState
 from raftkv.client.client import AsyncClient

@@ -155,9 +155,12 @@ async def _after_failure(
     progress.fault = fault
     progress.tried.add(connection)
     if fault.kind.blames_endpoint:
-        pool.unanswered(connection, epoch)
+        pool.unanswered(connection, epoch, silent=fault.kind is FaultKind.SILENT)
     else:
         connection.answered(epoch)
+    if fault.kind is FaultKind.LEARNER:
+        connection.is_learner = True
+        pool.router.forget_choices()
     if fault.kind in (FaultKind.NO_LEADER, FaultKind.LEADER_CHANGED):
         pool.leader_wanted()
     decision = decide(

@@ -9,7 +9,7 @@ import grpc.aio
 from raftkv._pb import cluster_pb2, maintenance_pb2
 from raftkv.client.connection import Connection
 from raftkv.client.errors import InvalidRequest, RaftkvError
-from raftkv.client.faults import error_of, understand
+from raftkv.client.faults import FaultKind, error_of, understand
 from raftkv.client.kv import Context
 from raftkv.client.methods import MEMBER_LIST, MOVE_LEADER, STATUS, Method, RequestT, ResponseT
 from raftkv.client.options import DEFAULT, TimeoutArg, timeout_from
@@ -130,7 +130,7 @@ async def direct(
     except grpc.aio.AioRpcError as error:
         fault = understand(error.code(), error.details() or "", error.trailing_metadata())
         if fault.kind.blames_endpoint:
-            context.pool.unanswered(connection, epoch)
+            context.pool.unanswered(connection, epoch, silent=fault.kind is FaultKind.SILENT)
         raise error_of(fault, endpoint=connection.endpoint, attempts=1) from error
     context.pool.observe(connection, response.header)
     return response

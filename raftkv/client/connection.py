@@ -59,6 +59,7 @@ class Connection:
         "health",
         "health_check",
         "health_watch",
+        "is_learner",
         "member_id",
         "suspect",
     )
@@ -85,6 +86,7 @@ class Connection:
         self.health = Health.UNKNOWN
         self.suspect = False  # its last attempt got no answer, and nothing was heard from it since
         self.foreign = False  # belongs to another cluster than the other endpoints: never used
+        self.is_learner = False  # no vote; refuses most requests
         self.member_id = 0  # 0: not known yet
         self.health_watch: Final[UnaryCall] = self.channel.unary_stream(
             health.WATCH_PATH, request_serializer=health.encode_request, response_deserializer=health.decode_response
@@ -132,11 +134,21 @@ class Connection:
         self.breaker.succeeded(epoch)
         self.suspect = False
 
-    def unanswered(self, epoch: int) -> None:
-        """Something sent in `epoch` got no answer, or the connection broke under it."""
+    def broke(self, epoch: int) -> None:
+        """The connection broke under something sent in `epoch`, or a probe was not answered."""
         if epoch == self.breaker.epoch:
             self.suspect = True
         self.breaker.failed(epoch)
+
+    def stayed_silent(self, epoch: int) -> None:
+        """Something sent in `epoch` got no answer in its time.
+
+        That may be the cluster's fault, or the caller gave it little time: the node becomes suspect, a probe decides.
+        """
+        if epoch == self.breaker.epoch:
+            self.suspect = True
+        if self.breaker.state is not BreakerState.CLOSED:
+            self.breaker.failed(epoch)
 
     def __repr__(self) -> str:
         return f"<Connection {self.endpoint} {self._get_state().name} member={self.member_id:x}>"

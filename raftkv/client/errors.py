@@ -57,7 +57,13 @@ class ConfigError(RaftkvError):
 
 
 class InvalidRequest(RaftkvError):
-    """The request can never succeed as sent. Nothing was changed."""
+    """The request can never succeed as sent. Nothing was changed.
+
+    Attributes:
+        field: the field of the request at fault, where the server names one.
+    """
+
+    field: str = ""
 
 
 class RequestTooLarge(InvalidRequest):
@@ -119,9 +125,11 @@ class Overloaded(Unavailable):
 
     Attributes:
         retry_after_s: how long the server asks to wait, 0.0 where it did not say.
+        limit: the limit that was reached, where the server names it.
     """
 
     retry_after_s: float = 0.0
+    limit: str = ""
 
 
 class OutcomeUnknown(RaftkvError):

@@ -33,8 +33,10 @@ from raftkv.client.errors import (
 
 ERROR_TRAILER: Final = "raftkv-error"
 EXECUTED_TRAILER: Final = "raftkv-executed"
+FIELD_TRAILER: Final = "raftkv-field"
+LIMIT_TRAILER: Final = "raftkv-limit"
 COMPACT_REVISION_TRAILER: Final = "raftkv-compact-revision"
-RETRY_AFTER_TRAILERS: Final = ("raftkv-retry-after-ms", "grpc-retry-pushback-ms")
+RETRY_AFTER_TRAILER: Final = "grpc-retry-pushback-ms"
 
 
 class FaultKind(enum.Enum):
@@ -51,6 +53,7 @@ class FaultKind(enum.Enum):
     OVERLOADED = enum.auto()
     TIMEOUT = enum.auto()  # the node's own time limit
     STOPPING = enum.auto()  # the node goes away in an orderly manner
+    LEARNER = enum.auto()  # a member without a vote, which serves next to nothing
     SILENT = enum.auto()  # no answer at all within the attempt's time
     UNREACHABLE = enum.auto()  # the connection broke or was never made
     OTHER = enum.auto()
@@ -62,8 +65,13 @@ class FaultKind(enum.Enum):
 
     @property
     def blames_endpoint(self) -> bool:
-        """Whether the fault says something about the endpoint rather than about the cluster or the request."""
+        """Whether no answer came at all, which casts doubt on the endpoint."""
         return self in (FaultKind.SILENT, FaultKind.UNREACHABLE)
+
+    @property
+    def moves_on(self) -> bool:
+        """Whether another endpoint is worth trying at once."""
+        return self.blames_endpoint or self in (FaultKind.STOPPING, FaultKind.LEARNER)
 
 
 _FINAL: Final = frozenset(
@@ -89,6 +97,8 @@ class Fault:
     """True only where it is proven that the request changed nothing."""
     retry_after_s: float = 0.0
     compact_revision: int = 0
+    field: str = ""
+    """The field of the request, or the limit, at fault."""
 
 
 # What a raftkv node calls its refusals. A code missing here falls through to the gRPC code, so that an older SDK
@@ -97,6 +107,7 @@ _BY_CODE: Final[dict[str, FaultKind]] = {
     "COMPACTED": FaultKind.COMPACTED,
     "FUTURE_REVISION": FaultKind.FUTURE_REVISION,
     "REQUEST_TOO_LARGE": FaultKind.TOO_LARGE,
+    "KEY_TOO_LARGE": FaultKind.TOO_LARGE,
     "LEASE_NOT_FOUND": FaultKind.CONDITION,
     "KEY_NOT_FOUND": FaultKind.CONDITION,
     "NO_SPACE": FaultKind.NO_SPACE,
@@ -104,10 +115,12 @@ _BY_CODE: Final[dict[str, FaultKind]] = {
     "NOT_LEADER": FaultKind.LEADER_CHANGED,
     "LEADER_CHANGED": FaultKind.LEADER_CHANGED,
     "TOO_MANY_REQUESTS": FaultKind.OVERLOADED,
-    "OVERLOADED": FaultKind.OVERLOADED,
     "TIMEOUT": FaultKind.TIMEOUT,
-    "REQUEST_TIMEOUT": FaultKind.TIMEOUT,
+    "TRANSFER_TIMEOUT": FaultKind.TIMEOUT,
+    "DEADLINE_EXCEEDED": FaultKind.TIMEOUT,
+    "OUTCOME_HIDDEN": FaultKind.TIMEOUT,
     "STOPPING": FaultKind.STOPPING,
+    "LEARNER_REFUSED": FaultKind.LEARNER,
 }
 
 # etcd: text after "etcdserver: " -> (kind, our code, proven not executed).
@@ -121,6 +134,7 @@ _BY_ETCD_TEXT: Final[dict[str, tuple[FaultKind, str, bool]]] = {
     "no leader": (FaultKind.NO_LEADER, "NO_LEADER", True),
     "too many requests": (FaultKind.OVERLOADED, "TOO_MANY_REQUESTS", True),
     "not leader": (FaultKind.LEADER_CHANGED, "NOT_LEADER", True),
+    "rpc not supported for learner": (FaultKind.LEARNER, "LEARNER_REFUSED", True),
     # From here on etcd may have proposed already.
     "leader changed": (FaultKind.LEADER_CHANGED, "LEADER_CHANGED", False),
     "server stopped": (FaultKind.STOPPING, "STOPPING", False),
@@ -152,13 +166,16 @@ def understand(code: grpc.StatusCode, text: str, trailers: Iterable[tuple[str, s
     name = words.get(ERROR_TRAILER)
     if name is not None:
         kind = _BY_CODE.get(name) or _kind_of_code(code)
+        if kind.blames_endpoint:
+            kind = FaultKind.TIMEOUT  # whatever it is called: a node that says so is there and talks
         return Fault(
             kind,
             name,
             text,
-            not_executed=words.get(EXECUTED_TRAILER) == "no" or kind.is_final,
+            not_executed=words.get(EXECUTED_TRAILER) == "no",
             retry_after_s=_retry_after_s(words),
             compact_revision=_natural(words.get(COMPACT_REVISION_TRAILER)),
+            field=words.get(FIELD_TRAILER, words.get(LIMIT_TRAILER, "")),
         )
     known = _BY_ETCD_TEXT.get(text.removeprefix(_ETCD_PREFIX)) if text.startswith(_ETCD_PREFIX) else None
     if known is not None:
@@ -188,10 +205,7 @@ def _kind_of_code(code: grpc.StatusCode) -> FaultKind:
 
 
 def _retry_after_s(words: dict[str, str]) -> float:
-    for key in RETRY_AFTER_TRAILERS:
-        if key in words:
-            return _natural(words[key]) / 1000
-    return 0.0
+    return _natural(words.get(RETRY_AFTER_TRAILER)) / 1000
 
 
 def _natural(word: str | None) -> int:
@@ -220,8 +234,11 @@ def error_of(fault: Fault, *, endpoint: str | None, attempts: int, time_is_up: b
     error = kind(text, code=fault.code, endpoint=endpoint, attempts=attempts)
     if isinstance(error, Compacted):
         error.compact_revision = fault.compact_revision
-    elif isinstance(error, Overloaded):
+    if isinstance(error, Overloaded):
         error.retry_after_s = fault.retry_after_s
+        error.limit = fault.field
+    if isinstance(error, InvalidRequest):
+        error.field = fault.field
     return error
 
 

@@ -254,9 +254,12 @@ class Pool:
         if router.observe(term, header.leader):
             self._leader_seen()
 
-    def unanswered(self, connection: Connection, epoch: int) -> None:
-        """An attempt over `connection` got no answer."""
-        connection.unanswered(epoch)
+    def unanswered(self, connection: Connection, epoch: int, *, silent: bool) -> None:
+        """An attempt over `connection` got no answer: its time ran out (silent) or the connection broke."""
+        if silent:
+            connection.stayed_silent(epoch)
+        else:
+            connection.broke(epoch)
         if connection.suspect:
             self._suspected[connection].set()
 
@@ -347,13 +350,16 @@ class Pool:
             await suspected.wait()
             suspected.clear()
             while connection.suspect:
-                if connection.is_ready() and await self._is_alive(connection):
-                    # Evidence as good as a new connection: whatever made it silent is over.
-                    connection.suspect = False
-                    connection.breaker.connection_ready()
-                    self.router.forget_choices()
-                    self._wake_waiters()
-                    break
+                if connection.is_ready():
+                    epoch = connection.breaker.epoch
+                    if await self._is_alive(connection):
+                        # Evidence as good as a new connection: whatever made it silent is over.
+                        connection.suspect = False
+                        connection.breaker.connection_ready()
+                        self.router.forget_choices()
+                        self._wake_waiters()
+                        break
+                    connection.broke(epoch)
                 await asyncio.sleep(PROBE_PAUSE_S)
 
     async def _is_alive(self, connection: Connection) -> bool:
@@ -399,6 +405,9 @@ class Pool:
             connection.foreign = True
             self.router.forget_choices()
             return
+        if status.isLearner is not connection.is_learner:
+            connection.is_learner = status.isLearner
+            self.router.forget_choices()
         self.observe(connection, header)
         if self.router.observe(max(status.raftTerm, header.raft_term), status.leader):
             self._leader_seen()

@@ -98,7 +98,7 @@ def decide(
         return _RAISE
     if fault.kind is FaultKind.OTHER and attempts >= OTHER_ATTEMPTS_MAX:
         return _RAISE
-    if elsewhere and (fault.kind.blames_endpoint or fault.kind is FaultKind.STOPPING):
+    if elsewhere and fault.kind.moves_on:
         return Decision(Action.AGAIN, 0.0)
     delay_s = max(backoff_s(policy, waits, uniform()), fault.retry_after_s)
     if remaining_s is not None and delay_s >= remaining_s:

@@ -110,6 +110,7 @@ class Router:
                 connection in avoid,
                 not connection.breaker.would_admit(),
                 connection.suspect,
+                connection.is_learner,
                 connection.health is Health.NOT_SERVING,
                 preferred is not None and is_leader is not preferred,
             )
