@@ -7,6 +7,7 @@ Values of users lie in the store only, and there is no index in memory, so a nod
     r <place>                      record: one change, with the whole key and value
     m/state                        applied index and term, revision, compact revision, rolling hash
     m/sweep                        place up to which compacted changes are gone; absent when the sweep has ended
+    m/conf                         the membership as of the applied index, in the driver's encoding
     m/member/<id>                  what a member published about itself
     m/alarm/<id><type>             this alarm of this member is on; no value
 
@@ -41,9 +42,8 @@ ALARM_END = b"m/alarm0"
 PLACE = struct.Struct(">QI")  # revision, number of the change in it
 VERSION = struct.Struct(">QIQQq")  # place, create revision, version number, lease
 VERSION_TAIL = struct.Struct(">QQq")  # the same without the place
-RECORD_HEAD = struct.Struct(
-    ">B12sQQqII"
-)  # flags, place replaced, create revision, version, lease, key and value length
+RECORD_HEAD = struct.Struct(">B12sQQqII")
+"""Flags, place replaced, create revision, version number, lease, key length, value length."""
 STATE = struct.Struct(">BQQQqQ")  # format, applied index, applied term, revision, compact revision, rolling hash
 MEMBER_ID = struct.Struct(">Q")
 ALARM_ID = struct.Struct(">QB")  # member, type

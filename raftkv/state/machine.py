@@ -301,5 +301,6 @@ class StateMachine:
     def dump(self) -> Iterator[bytes]:
         """All that is replicated, as canonical bytes: equal states give identical sequences."""
         members = [(member_id, self._members[member_id]) for member_id in sorted(self._members)]
+        yield b"conf " + self.conf
         yield from (b"alarm " + ALARM_ID.pack(*alarm) for alarm in sorted(self.alarms))
         yield from hashing.dump(self.reader(), self._head(), members)

@@ -1,8 +1,8 @@
 """What the state machine needs from storage, and the in-memory form of it.
 
 A store is an ordered map of bytes to bytes whose only change is one atomic batch. `raftkv.storage.StateStore` is the
-LevelDB form; `MemoryStore` is the one of the simulator and of the tests. Both obey `check_key_value_store` in
-tests/unit/state, so that the fake can be trusted.
+LevelDB form; `MemoryStore` is the one of the simulator and of the tests. The contracts in tests/unit/storage run
+against both, so that the fake can be trusted.
 
 Durability is no part of the interface: `write` is not synced. After a crash a store holds the effects of some prefix of
 its writes, each of them whole, and the applied index inside tells which. The simulator plays that with `copy()`: it

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 from state_driver import Driver
 
 from raftkv._pb.kv_pb2 import CompactionRequest, PutRequest
 from raftkv.state import hashing
 from raftkv.state.machine import StateMachine
-from raftkv.state.results import Refusal, RefusalCode, Refused
+from raftkv.state.results import HashKVResult, Refusal, RefusalCode, Refused
 
 
 @pytest.fixture
@@ -148,17 +150,19 @@ def test_hash_kv_in_steps_over_a_view_while_writes_go_on(kv: Driver) -> None:
     expected = kv.machine.hash_kv(0)
     view = kv.store.view()
     steps = hashing.hash_kv_steps(kv.machine.reader(view), 0, step=3)
+
+    def compute() -> Iterator[None]:
+        result = yield from steps
+        results.append(result)
+
+    results: list[HashKVResult] = []
     pauses = 0
-    while True:
-        try:
-            next(steps)
-        except StopIteration as stop:
-            assert stop.value == expected
-            break
+    for _ in compute():
         pauses += 1
         kv.put(b"k1", b"%d" % pauses)
         kv.delete(b"k%d" % pauses)
         kv.compact(kv.machine.revision)
         kv.sweep()
+    assert results == [expected]
     assert pauses >= 10
     view.close()

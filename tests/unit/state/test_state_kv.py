@@ -257,7 +257,7 @@ def test_malformed_and_unknown_commands_are_refused_and_change_nothing(kv: Drive
     kv.put(b"a", b"1")
     garbage = (b"\xff", b"\x0a\x05a", b"\x08", b"\x0a\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01")
     commands = [Command(1, kind, payload) for kind in CommandKind for payload in garbage]
-    commands += [Command(1, kind, b"") for kind in (0, 5, 31, 255)]
+    commands += [Command(1, kind, b"") for kind in (0, 7, 31, 255)]
     commands += [command(MemberAttributes(name="nobody"))]
     results = kv.machine.apply(2, 1, [Group(1, 1, tuple(commands))])[0]
     codes = [refusal(result) for result in results]

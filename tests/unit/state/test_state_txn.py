@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from state_driver import Driver, op
 
-from raftkv._pb.kv_pb2 import Compare, DeleteRangeRequest, PutRequest, RangeRequest, TxnRequest
+from raftkv._pb.kv_pb2 import Compare, DeleteRangeRequest, PutRequest, RangeRequest, RequestOp, TxnRequest
 from raftkv.state.results import Refusal, RefusalCode, Refused
 from raftkv.state.txn import is_read_only, is_serializable
 
@@ -246,7 +246,5 @@ def test_a_transaction_is_serializable_if_all_its_ranges_are() -> None:
 
 
 def test_an_operation_that_is_none_answers_nothing(kv: Driver) -> None:
-    from raftkv._pb.kv_pb2 import RequestOp
-
     (response,) = kv.apply(TxnRequest(success=[RequestOp()]))
     assert response.responses[0].WhichOneof("response") is None
