@@ -1,0 +1,155 @@
+"""One node process, put together and taken apart again.
+
+open the stores -> bind both ports -> run consensus -> serve
+SIGTERM, SIGINT: health off -> hand leadership over -> end streams with a status -> stop -> close
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import os
+import random
+import secrets
+import signal
+import sys
+
+import grpc
+import structlog
+
+from raftkv._pb import raft_pb2_grpc, state_pb2
+from raftkv.raft.config import RaftConfig
+from raftkv.raft.core import Raft
+from raftkv.replica.replica import Replica
+from raftkv.server import logs, peers, services, transport
+from raftkv.server.config import NodeConfig
+from raftkv.server.errors import RequestError
+from raftkv.server.health import Health
+from raftkv.server.runtime import Runtime
+from raftkv.server.snapshots import SnapshotReceiver
+from raftkv.server.stores import Stores
+from raftkv.state.commands import CommandKind
+from raftkv.state.store import StoreDamaged
+from raftkv.storage.errors import NodeFatal, StoreUnusable
+
+DRAIN_S = 5.0
+
+SWITCH_INTERVAL_S = 1e-3
+"""The disk thread must get the interpreter back soon after an fsync; at the default of 5 ms a busy loop starves it."""
+
+
+def run(config: NodeConfig) -> int:
+    """Run one node until it is told to stop.
+
+    Returns:
+        0 after an orderly stop, 1 when it could not start (one line on stderr says why).
+    """
+    logs.setup(config)
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    # Requests leave no cycles behind; what does is rare. A full collection of a large heap stalls heartbeats, so it
+    # has to be rare too, and what was loaded at start is never looked at again.
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
+    try:
+        return asyncio.run(_serve(config))
+    except (StoreUnusable, StoreDamaged, NodeFatal, transport.BindError) as fault:
+        print(f"raftkv: {config.name}: {fault}", file=sys.stderr)
+        return 1
+
+
+def _raft_config(config: NodeConfig) -> RaftConfig:
+    return RaftConfig(
+        heartbeat_ticks=max(1, config.heartbeat_ms // config.tick_ms),
+        election_ticks=max(2, config.election_ms // config.tick_ms),
+        disk_stall_ticks=max(2, config.election_ms // config.tick_ms),
+    )
+
+
+async def _serve(config: NodeConfig) -> int:
+    log = structlog.get_logger().bind(node=config.name)
+    stores = Stores(config)
+    incarnation = secrets.randbits(63) | 1
+    raft = Raft(
+        stores.identity.node_id,
+        _raft_config(config),
+        stores.reader(),
+        stores.machine.applied_index,
+        random.Random(incarnation),
+    )
+    runtime = Runtime(config, stores, Replica(raft, incarnation), incarnation)
+    members = stores.members()
+    peer_server = grpc.aio.server(options=peers.SERVER_OPTIONS)
+    servicer = SnapshotReceiver(runtime, lambda node: node in members or node in raft.status().conf.members())
+    raft_pb2_grpc.add_PeerServicer_to_server(servicer, peer_server)
+    transport.bind(peer_server, config.listen_peer, "listen_peer")
+    client_server = transport.client_server(config)
+    health = Health()
+    registered = services.register(client_server, runtime)
+    health.register(client_server)
+    runtime.on_health = health.update
+    transport.bind(client_server, config.listen_client, "listen_client")
+    stop = _stop_on_signals(config)
+    async with asyncio.TaskGroup() as tasks:
+        await peer_server.start()
+        runtime.start(tasks)
+        await client_server.start()
+        log.info(
+            "node_started",
+            member=f"{runtime.node_id:x}",
+            cluster=f"{runtime.cluster_id:x}",
+            client=config.listen_client,
+            peers=config.listen_peer,
+            pid=os.getpid(),
+            term=raft.term,
+            applied=stores.machine.applied_index,
+        )
+        publish = tasks.create_task(_publish(runtime, config), name="publish")
+        reason = await stop
+        log.info("node_stopping", reason=reason)
+        await runtime.drain()
+        await client_server.stop(DRAIN_S)
+        publish.cancel()
+        await peer_server.stop(0)
+        runtime.end_tasks()
+    registered.close()
+    runtime.close()
+    log.info("node_stopped")
+    logs.flush()
+    return 0
+
+
+async def _publish(runtime: Runtime, config: NodeConfig) -> None:
+    """Tell the cluster our name and where clients find us, until it has been written once."""
+    attributes = state_pb2.MemberAttributes(
+        id=runtime.node_id,
+        name=config.name,
+        peer_urls=[f"http://{config.initial_cluster[config.name]}"],
+        client_urls=[f"http://{config.advertise_client}"],
+    )
+    while runtime.machine.members.get(runtime.node_id) != attributes:
+        with contextlib.suppress(RequestError):
+            await runtime.propose(CommandKind.MEMBER_ATTR, attributes.SerializeToString(deterministic=True), None)
+
+
+def _stop_on_signals(config: NodeConfig) -> asyncio.Future[str]:
+    """A future that says why this node is to stop."""
+    loop = asyncio.get_running_loop()
+    stop: asyncio.Future[str] = loop.create_future()
+
+    def ask(reason: str) -> None:
+        if not stop.done():
+            stop.set_result(reason)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, ask, signal.Signals(number).name)
+    if config.lifeline_fd is not None:
+        descriptor = config.lifeline_fd
+
+        def at_end_of_file() -> None:
+            if not os.read(descriptor, 1):
+                loop.remove_reader(descriptor)
+                ask("the process that started this node has ended")
+
+        loop.add_reader(descriptor, at_end_of_file)
+    return stop

@@ -1,0 +1,454 @@
+"""The loop of one node: time, disk, peers and callers around one `Replica`.
+
+The way of a put, top to bottom in this file and the next room each: `propose` (a service hands in the request's
+bytes) -> `_turn` (everything that arrived in this turn of the loop becomes one batch) -> `Replica.take` (an entry, or
+one message to the leader) -> `Disk.persist` and `Peers.send`, side by side -> `on_messages` (acknowledgements) ->
+`_apply` (the committed entries, one LevelDB write) -> `_answer` (the callers' futures).
+
+One turn runs without waiting: nobody else runs between what it reads and what it does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+
+from raftkv.raft.errors import RaftRefused
+from raftkv.raft.messages import InstallSnapshot
+from raftkv.raft.ready import Event
+from raftkv.raft.types import EntryKind, NodeId, Role, SnapshotMeta
+from raftkv.replica.effects import Answers, Apply, PeerMessage, Persist
+from raftkv.replica.proposals import Pending
+from raftkv.replica.replica import Replica
+from raftkv.server.compaction import Compaction
+from raftkv.server.config import NodeConfig
+from raftkv.server.disk import Disk
+from raftkv.server.errors import (
+    OutcomeHidden,
+    RequestTimeout,
+    Stopping,
+    TimeoutKind,
+    TransferTimeout,
+)
+from raftkv.server.peers import Peers
+from raftkv.server.services.contract import MemberFacts, NodeStatus, SpooledSnapshot
+from raftkv.server.snapshots import SnapshotSender
+from raftkv.server.stores import Stores
+from raftkv.state.commands import CommandKind
+from raftkv.state.machine import StateMachine
+from raftkv.state.results import Result
+from raftkv.state.store import StoreDamaged
+from raftkv.storage.errors import StoreUnusable
+
+TICKS_AT_ONCE_MAX = 5
+"""A loop that was held up catches up by so many ticks at most: after a pause of the whole process, the messages that
+waited in the sockets are to be heard before time is."""
+
+SWEEP_KEYS = 200
+DISK_STALLED_S = 1.0
+
+
+@dataclass(slots=True)
+class _Call:
+    """One caller that waits; `pending` is None for a read."""
+
+    deadline: float
+    pending: Pending | None
+
+
+class Runtime:
+    """One node at work; services and transport call only this. All of it belongs to one event loop."""
+
+    def __init__(self, config: NodeConfig, stores: Stores, replica: Replica, incarnation: int) -> None:
+        self.config = config
+        self.node_id: NodeId = stores.identity.node_id
+        self.cluster_id: int = stores.identity.cluster_id
+        self.replica = replica
+        self.stores = stores
+        self.machine: StateMachine = stores.machine
+        self.on_health: Callable[[frozenset[str]], None] = lambda reasons: None
+        self._raft = replica.raft
+        self._loop = asyncio.get_running_loop()
+        self._tasks: asyncio.TaskGroup | None = None
+        self._own_tasks: set[asyncio.Task[None]] = set()
+        self.log = structlog.get_logger().bind(node=config.name)
+        self._disk = Disk(stores.log, self._loop, self._on_persisted, stores.die)
+        self.peers = Peers(self.node_id, self.cluster_id, incarnation, self)
+        self._compaction = Compaction(self)
+        self._sender = SnapshotSender(self)
+        self._calls: dict[asyncio.Future[object], _Call] = {}
+        self._turn_due = False
+        self._stopping = False
+        self._probing = False
+        self._received: dict[int, str] = {}  # index of a received snapshot -> its state directory
+        self._installing: dict[int, SnapshotMeta] = {}  # number of the write -> what it installs
+        self._reasons: frozenset[str] = frozenset(("starting",))
+        self._leader_seen: NodeId = 0
+
+    # For services.
+
+    @property
+    def leader(self) -> NodeId:
+        """The member that leads, as far as this node knows; 0 when it knows none."""
+        return self._raft.leader
+
+    @property
+    def term(self) -> int:
+        """This node's term."""
+        return self._raft.term
+
+    async def propose(self, kind: CommandKind, payload: bytes, deadline: float | None) -> Result:
+        """Have one command committed and applied here; the result is the state machine's.
+
+        Args:
+            kind: what `payload` is.
+            payload: the bytes of the request as received; already checked against the limits.
+            deadline: `loop.time()` until which the caller waits; None for `request_timeout_s` from now.
+        Raises:
+            RequestTimeout: `.executed` says whether it is certain that nothing was done.
+            OutcomeHidden: a snapshot overtook this node; the command may have been applied.
+            Stopping: the node is stopping; nothing was done.
+        """
+        if self._stopping and self.leader in (0, self.node_id):
+            raise Stopping
+        future: asyncio.Future[object] = self._loop.create_future()
+        pending = self.replica.propose(kind, payload, future)
+        self._calls[future] = _Call(self._limit(deadline), pending)
+        self._wake()
+        try:
+            return await future  # type: ignore[return-value]
+        finally:
+            del self._calls[future]
+            pending.abandoned = True  # of no effect once answered; a cancelled caller's command is dropped if unsent
+
+    async def read_barrier(self, deadline: float | None) -> None:
+        """Wait until this node has applied all that was committed when the call came (ReadIndex, Ongaro 6.4).
+
+        Raises:
+            RequestTimeout: no quorum confirmed a read index in time.
+        """
+        future: asyncio.Future[object] = self._loop.create_future()
+        self.replica.read(future)
+        self._calls[future] = _Call(self._limit(deadline), None)
+        self._wake()
+        try:
+            await future
+        finally:
+            del self._calls[future]
+
+    async def transfer_leadership(self, target: NodeId, deadline: float | None) -> None:
+        """Hand leadership to `target` and wait until it leads.
+
+        Raises:
+            raftkv.raft.errors.NotLeader, InvalidTransferee: as consensus refuses it.
+            TransferTimeout: it did not happen in time.
+        """
+        self._raft.transfer_leadership(target)
+        self._wake()
+        limit = self._limit(deadline)
+        while self._raft.leader != target:
+            await asyncio.sleep(self.config.tick_ms / 1000)
+            aborted = self._raft.role is Role.LEADER and self._raft.status().lead_transferee == 0
+            if aborted or self._loop.time() > limit:
+                raise TransferTimeout
+
+    @property
+    def health(self) -> frozenset[str]:
+        """Why this node does not serve; empty while it does."""
+        return self._reasons
+
+    def status(self) -> NodeStatus:
+        """One look at this node."""
+        status = self._raft.status()
+        size = self.state_bytes()
+        return NodeStatus(
+            term=status.term,
+            leader=status.leader,
+            commit=status.commit,
+            applied=self.machine.applied_index,
+            last_index=status.last,
+            is_learner=not status.conf.is_voter(self.node_id),
+            state_bytes=size,
+            state_bytes_in_use=size,
+        )
+
+    def members(self) -> Sequence[MemberFacts]:
+        """Everybody in the configuration, in the order of their ids."""
+        conf = self._raft.conf
+        published = self.machine.members
+        facts = []
+        for member, address in sorted(self.stores.peer_addresses(conf).items()):
+            known = published.get(member)
+            facts.append(
+                MemberFacts(
+                    member_id=member,
+                    name=known.name if known else "",
+                    peer_urls=(f"http://{address}",),
+                    client_urls=tuple(known.client_urls) if known else (),
+                    is_learner=not conf.is_voter(member),
+                )
+            )
+        return facts
+
+    def state_bytes(self) -> int:
+        """The size of the state on disk."""
+        return self.stores.state.size_bytes()
+
+    async def defragment(self) -> None:
+        """Rewrite the state's tables without what was deleted, in a thread."""
+        await asyncio.to_thread(self.stores.state.compact)
+
+    async def spool_snapshot(self) -> SpooledSnapshot:
+        """A copy of the state as of now."""
+        return await self._sender.backup()
+
+    def fatal(self, fault: BaseException) -> None:
+        """End the process: the disk or the state cannot be trusted (rule Z1)."""
+        self.stores.die(fault)
+
+    # Life.
+
+    def start(self, tasks: asyncio.TaskGroup) -> None:
+        """Begin: the disk, the links to the peers, time."""
+        self._tasks = tasks
+        self._disk.start()
+        self.peers.update(self.spawn, self.stores.peer_addresses(self._raft.conf))
+        self.spawn(self._tick_forever(), name="ticks")
+        self._wake()
+
+    async def drain(self) -> None:
+        """Prepare to stop: say so, hand leadership over if we have it (the best of the others takes it)."""
+        self._stopping = True
+        self._update_health()
+        status = self._raft.status()
+        if self._raft.role is not Role.LEADER or len(status.conf.voters) == 1:
+            return
+        best = max(
+            (peer for peer in status.conf.voters if peer != self.node_id),
+            key=lambda peer: (status.progress[peer].active, status.progress[peer].match),
+        )
+        try:
+            await self.transfer_leadership(best, self._loop.time() + self.config.election_ms / 1000)
+        except (TransferTimeout, RaftRefused) as fault:
+            self.log.warning("transfer_failed", target=f"{best:x}", reason=str(fault))
+
+    def close(self) -> None:
+        """End the disk thread and close the stores; nobody may call anything afterwards."""
+        self._disk.close()
+        self.stores.close()
+
+    def write_log(self, call: Callable[[], None]) -> asyncio.Future[None]:
+        """Run something that writes the log, between two writes of the disk thread."""
+        return self._disk.run(call)
+
+    def end_tasks(self) -> None:
+        """End everything that `start` and `spawn` began."""
+        for task in self._own_tasks:
+            task.cancel()
+
+    def spawn(self, coroutine: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        """Run something beside the loop, for as long as the node lives."""
+        assert self._tasks is not None, "not started"
+        task = self._tasks.create_task(coroutine, name=name)
+        self._own_tasks.add(task)
+        task.add_done_callback(self._own_tasks.discard)
+        return task
+
+    # From the transport.
+
+    def on_messages(self, sender: NodeId, messages: list[PeerMessage]) -> None:
+        """Messages of one peer."""
+        receive = self.replica.receive
+        for message in messages:
+            receive(sender, message)
+        self._wake()
+
+    def on_connected(self, peer: NodeId) -> None:
+        """Our stream to a peer is new."""
+        self.log.info("peer_connected", peer=f"{peer:x}")
+        self.replica.connected(peer)
+        self._wake()
+
+    def on_broken(self, peer: NodeId) -> None:
+        """A stream to or from a peer broke: a sign, not yet proof."""
+        self.replica.disconnected(peer)
+        if peer == self._raft.leader:
+            self._probe(peer)
+        self._wake()
+
+    def on_snapshot(self, sender: NodeId, term: int, meta: SnapshotMeta, state_name: str) -> None:
+        """All of a snapshot is verified and on our disk, in the directory `state_name`."""
+        self._received[meta.index] = state_name
+        self.replica.receive(sender, InstallSnapshot(term, meta))
+        self._wake()
+
+    def on_snapshot_sent(self, peer: NodeId, index: int, ok: bool) -> None:
+        """A transfer to a peer has ended."""
+        self._raft.snapshot_sent(peer, index, ok)
+        self._wake()
+
+    # The turn.
+
+    def _wake(self) -> None:
+        if not self._turn_due:
+            self._turn_due = True
+            self._loop.call_soon(self._turn)
+
+    def _turn(self) -> None:
+        self._turn_due = False
+        try:
+            self._obey()
+        except Exception as fault:  # noqa: BLE001 - half a turn is done; going on would be a lie to peers and callers
+            self.fatal(fault)
+
+    def _obey(self) -> None:
+        replica = self.replica
+        while (effects := replica.take()) is not None:
+            if effects.persist is not None:
+                self._persist(effects.persist)
+            send = self.peers.send
+            for peer, message in effects.send:
+                send(peer, message)
+            applies = effects.apply
+            results = self._apply(applies) if applies else ()
+            self._answer(replica.applied(applies, results))
+            for peer, index in effects.send_snapshots:
+                self._sender.start(peer, index)
+            for event in effects.events:
+                self._on_event(event)
+
+    def _persist(self, persist: Persist) -> None:
+        if persist.install is None:
+            self._disk.persist(persist)
+            return
+        self._installing[persist.number] = persist.install
+        self._disk.install(persist, self._received.pop(persist.install.index))
+
+    def _on_persisted(self, number: int) -> None:
+        for installed in [n for n in self._installing if n <= number]:
+            self._installed(self._installing.pop(installed))
+        self.replica.persisted(number)
+        self._turn()  # at once, not in the next round of the loop: acknowledgements wait for this
+
+    def _installed(self, meta: SnapshotMeta) -> None:
+        """The log begins behind the received snapshot now; its state becomes ours."""
+        try:
+            self.machine = self.stores.switch_state()
+        except (StoreUnusable, StoreDamaged) as fault:
+            self.fatal(fault)
+        self.replica.installed(meta)
+        self.peers.update(self.spawn, self.stores.peer_addresses(self.stores.conf))
+        self.log.info("snapshot_installed", index=meta.index, term=meta.term)
+
+    def _apply(self, applies: Sequence[Apply]) -> Sequence[Sequence[Sequence[Result]]]:
+        """Apply committed entries in one write of the state."""
+        conf = None
+        for apply in applies:
+            if apply.entry.kind is EntryKind.CONF_CHANGE:
+                conf = self._raft.apply_conf_change(apply.entry)
+        results = self.stores.apply(applies, conf)
+        if conf is not None:
+            self.peers.update(self.spawn, self.stores.peer_addresses(conf))
+        self._compaction.applied(applies)
+        return results
+
+    def _answer(self, answers: Answers) -> None:
+        for ticket, result in answers.results:
+            assert isinstance(ticket, asyncio.Future)
+            if not ticket.done():
+                ticket.set_result(result)
+        for ticket in answers.reads:
+            assert isinstance(ticket, asyncio.Future)
+            if not ticket.done():
+                ticket.set_result(None)
+        for ticket in answers.unknown:
+            assert isinstance(ticket, asyncio.Future)
+            if not ticket.done():
+                ticket.set_exception(OutcomeHidden())
+
+    # Time.
+
+    async def _tick_forever(self) -> None:
+        tick_s = self.config.tick_ms / 1000
+        due = self._loop.time() + tick_s
+        count = 0
+        while True:
+            await asyncio.sleep(max(0.0, due - self._loop.time()))
+            missed = int((self._loop.time() - due) / tick_s) + 1
+            due += missed * tick_s
+            for _ in range(min(missed, TICKS_AT_ONCE_MAX)):
+                self.replica.tick()
+            count += 1
+            if count % 10 == 0:
+                self._expire_calls()
+                self._update_health()
+                if self.machine.sweeping:
+                    self.machine.sweep(SWEEP_KEYS)
+            self._turn()
+
+    def _limit(self, deadline: float | None) -> float:
+        limit = self._loop.time() + self.config.request_timeout_s
+        return limit if deadline is None else min(deadline, limit)
+
+    def _expire_calls(self) -> None:
+        now = self._loop.time()
+        for future, call in self._calls.items():
+            if call.deadline <= now and not future.done():
+                unsent = call.pending is None or call.pending.term == 0
+                if call.pending is not None:
+                    self.replica.abandon(call.pending)
+                kind = TimeoutKind.LEADER_FAILURE if self.leader == 0 else TimeoutKind.GENERAL
+                future.set_exception(RequestTimeout(kind, executed="no" if unsent else "unknown"))
+
+    # Evidence, health, events.
+
+    def _probe(self, peer: NodeId) -> None:
+        if not self._probing and not self._stopping:
+            self._probing = True
+            self.spawn(self._probe_leader(peer), name=f"probe-{peer:x}")
+
+    async def _probe_leader(self, peer: NodeId) -> None:
+        try:
+            gone = await self.peers.is_gone(peer)
+        finally:
+            self._probing = False
+        if gone and peer == self._raft.leader:
+            self.log.info("leader_suspected", peer=f"{peer:x}", term=self.term, reason="connection refused")
+            self.replica.gone(peer)
+            self._turn()
+
+    def _update_health(self) -> None:
+        reasons = set()
+        if self._stopping:
+            reasons.add("stopping")
+        if self._raft.leader == 0:
+            reasons.add("no leader")
+        busy_since = self._disk.busy_since
+        if busy_since is not None and time.monotonic() - busy_since > DISK_STALLED_S:
+            reasons.add("disk stalled")
+        if self._installing or self._raft.commit - self.machine.applied_index > self.config.apply_lag_max:
+            reasons.add("restoring")
+        if reasons != self._reasons:
+            self._reasons = frozenset(reasons)
+            self.log.info("health", serving=not reasons, reasons=sorted(reasons))
+            self.on_health(self._reasons)
+
+    def _on_event(self, event: Event) -> None:
+        fields: dict[str, object] = {"term": event.term}
+        if event.leader:
+            fields["leader"] = f"{event.leader:x}"
+        if event.by:
+            fields["peer"] = f"{event.by:x}"
+        if event.detail:
+            fields["detail"] = event.detail
+        self.log.info(event.kind, **fields)
+        if event.kind == "leader_doubted":
+            self._probe(self._raft.leader)
+        if self._raft.leader != self._leader_seen:
+            self._leader_seen = self._raft.leader
+            self._update_health()

@@ -1,0 +1,133 @@
+"""What one node has on its disk, opened together: the log, the current state, and who this node is.
+
+    DIR/log/            the Raft log, written with sync by the disk thread
+    DIR/state-<n>/      the state machine, written without sync by the loop; the log names the current one
+    DIR/snapshots/      spooled snapshots for followers      DIR/incoming/   half received ones
+
+The state may lag behind the log after a crash (it is replayed) and is never ahead of it: entries are applied only
+when they are durable in the log.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from raftkv._pb import raft_pb2
+from raftkv.raft.types import ConfState, HardState, LogReader, NodeId
+from raftkv.replica.effects import Apply
+from raftkv.server.config import NodeConfig, cluster_id, member_id
+from raftkv.server.convert import conf_from_wire, conf_to_wire
+from raftkv.state.machine import StateMachine
+from raftkv.state.results import Result
+from raftkv.storage.data_dir import remove_leftovers
+from raftkv.storage.errors import NodeFatal
+from raftkv.storage.keys import Identity
+from raftkv.storage.log_store import LogStore
+from raftkv.storage.state_store import StateStore
+
+EXIT_FATAL = 70
+"""EX_SOFTWARE: the node must not go on, and restarting it as it is may not help."""
+
+
+class RecoveredLog:
+    """The log as consensus sees it at start: the configuration is that of the applied state.
+
+    A configuration takes effect when its entry is applied, so it is part of the state, not of the log's prefix.
+    """
+
+    def __init__(self, log: LogStore, conf: ConfState) -> None:
+        self._log = log
+        self._conf = conf
+        self.first_index = log.first_index
+        self.last_index = log.last_index
+        self.term = log.term
+        self.entries = log.entries
+        self.snapshot = log.snapshot
+
+    def initial_state(self) -> tuple[HardState, ConfState]:
+        """The durable hard state, and the configuration as of the applied index."""
+        hard_state, _ = self._log.initial_state()
+        return hard_state, self._conf
+
+
+class Stores:
+    """The open stores of one node; see the module."""
+
+    def __init__(self, config: NodeConfig) -> None:
+        """Open, or create on the first start.
+
+        Raises:
+            StoreDamaged, StoreForeign, StoreLocked: with the file, the fault and the way out.
+        """
+        self._config = config
+        self.directory: Path = config.data_dir
+        cluster = cluster_id(config.initial_cluster, config.initial_cluster_token)
+        self._members: dict[NodeId, tuple[str, str]] = {
+            member_id(name, address, config.initial_cluster_token): (name, address)
+            for name, address in config.initial_cluster.items()
+        }
+        node = member_id(config.name, config.initial_cluster[config.name], config.initial_cluster_token)
+        self.identity = Identity(cluster_id=cluster, node_id=node, name=config.name)
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self.log = LogStore.open(self.directory / "log", self.identity, create=True)
+        if self.log.last_index() == 0 and not self.log.snapshot().conf.voters:
+            self.log.bootstrap(ConfState(voters=tuple(sorted(self._members))))
+        remove_leftovers(self.directory, self.log.state_name)
+        self.state = StateStore.open(self.directory / self.log.state_name, create=True)
+        self._retired: list[StateStore] = []
+        self.machine = StateMachine(self.state)
+
+    def reader(self) -> LogReader:
+        """What consensus starts from."""
+        return RecoveredLog(self.log, self.conf)
+
+    @property
+    def conf(self) -> ConfState:
+        """The membership as of the applied index."""
+        if self.machine.conf:
+            return conf_from_wire(raft_pb2.ConfState.FromString(self.machine.conf))
+        return self.log.snapshot().conf
+
+    def peer_addresses(self, conf: ConfState) -> Mapping[NodeId, str]:
+        """Where the members of `conf` listen for peers."""
+        known = {node: address for node, (_, address) in self._members.items()}
+        for node, member in self.machine.members.items():
+            if member.peer_urls:
+                known[node] = member.peer_urls[0].removeprefix("http://")
+        return {node: known[node] for node in conf.members() if node in known}
+
+    def members(self) -> Mapping[NodeId, tuple[str, str]]:
+        """Id to (name, peer address) of the initial cluster."""
+        return self._members
+
+    def apply(self, applies: Sequence[Apply], conf: ConfState | None) -> Sequence[Sequence[Sequence[Result]]]:
+        """Apply entries in one write; `conf` is the configuration after them when it changed."""
+        return self.machine.apply_many(
+            [(apply.entry.index, apply.entry.term, apply.groups) for apply in applies],
+            None if conf is None else conf_to_wire(conf).SerializeToString(deterministic=True),
+        )
+
+    def switch_state(self) -> StateMachine:
+        """Turn to the state that the log now names (a snapshot was installed)."""
+        # The old one stays open until the process ends: a thread may still read a view of it, and closing LevelDB
+        # under a reader is a crash. Installing a snapshot is rare, and the next start removes the directory.
+        self._retired.append(self.state)
+        self.state = StateStore.open(self.directory / self.log.state_name, create=False)
+        self.machine = StateMachine(self.state)
+        return self.machine
+
+    def close(self) -> None:
+        """Close the states; the log is closed by its disk thread's owner."""
+        for state in (*self._retired, self.state):
+            state.close()
+
+    @staticmethod
+    def die(fault: BaseException) -> None:
+        """End the process at once, with one line that says why (rule Z1). Callable from any thread."""
+        kind = "storage failed" if isinstance(fault, NodeFatal) else "unexpected error"
+        text = " ".join(str(fault).split())
+        os.write(sys.stderr.fileno(), f"raftkv: fatal: {kind}: {type(fault).__name__}: {text}\n".encode())
+        os._exit(EXIT_FATAL)
