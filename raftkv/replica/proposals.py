@@ -88,13 +88,17 @@ class Proposals:
         self._sent += len(commands)
         return tuple(commands)
 
-    def sent_in(self, term: int) -> tuple[Command, ...]:
-        """Everything sent in `term` and not seen yet, in the order it was sent: what a broken stream may have lost."""
-        return tuple(
-            Command(seq, pending.kind, pending.payload)
-            for seq, pending in self._pending.items()
-            if pending.term == term and not pending.abandoned
-        )
+    def send_again(self, term: int) -> tuple[Command, ...]:
+        """Everything sent in `term` and not seen yet, in the order it was sent: what a broken stream may have lost.
+
+        What nobody waits for any more is forgotten instead; if it was not lost, it is applied all the same.
+        """
+        sent = [(seq, pending) for seq, pending in self._pending.items() if pending.term == term]
+        for seq, pending in sent:
+            if pending.abandoned:
+                del self._pending[seq]
+                self._sent -= 1
+        return tuple(Command(seq, pending.kind, pending.payload) for seq, pending in sent if not pending.abandoned)
 
     def applied(self, group: Group, results: Sequence[object], out: list[tuple[object, object]]) -> None:
         """Match one applied group with the callers that wait for it."""

@@ -54,6 +54,7 @@ class Replica:
         self._groups: deque[Group] = deque()  # of other nodes, to be proposed by us, in the term below
         self._groups_term = 0
         self._outbox: list[tuple[NodeId, PeerMessage]] = []
+        self._renewed: set[NodeId] = set()  # peers whose stream is new since we sent them everything of this term
         self._held: deque[tuple[int, tuple[tuple[NodeId, Message], ...]]] = (
             deque()
         )  # a write under way, what waits for it
@@ -98,11 +99,9 @@ class Replica:
 
     def connected(self, peer: NodeId) -> None:
         """The stream to a peer is new: what was on the old one may be lost."""
-        raft = self.raft
-        if peer == raft.leader:
-            commands = self._proposals.sent_in(raft.term)
-            if commands:
-                self._outbox.append((peer, Forward(raft.term, self.incarnation, commands)))
+        # Who leads may be unknown just now, and turn out to be this peer, in the same term: so remember it.
+        self._renewed.add(peer)
+        if peer == self.raft.leader:
             self._reads.ask_again()
 
     def disconnected(self, peer: NodeId) -> None:
@@ -188,6 +187,11 @@ class Replica:
     def _send_proposals(self) -> None:
         raft = self.raft
         leader = raft.leader
+        if leader in self._renewed:
+            self._renewed.discard(leader)
+            commands = self._proposals.send_again(raft.term)
+            if commands:
+                self._outbox.append((leader, Forward(raft.term, self.incarnation, commands)))
         if leader == 0 or not (self._proposals.queued or self._groups):
             return
         if leader != raft.node_id:
