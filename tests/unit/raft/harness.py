@@ -332,11 +332,15 @@ class Cluster:
             self.settle()
 
     def elect(self, node: NodeId) -> Node:
-        """Make `node` the leader, by waiting out whoever leads if need be."""
+        """Make `node` the leader; whoever leads hands over."""
         for _ in range(100):
             if self[node].role is Role.LEADER and self.leader() is self[node]:
                 return self[node]
-            self[node].raft.campaign()
+            leader = self.leader()
+            if leader is not None and self[node].raft.leader == leader.id:
+                leader.raft.transfer_leadership(node)
+            else:
+                self[node].raft.campaign()
             self.settle()
             if self[node].role is not Role.LEADER:
                 self.tick()
