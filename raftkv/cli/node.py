@@ -38,7 +38,7 @@ class _Option(click.Option):
 def _option(each: Field[Any]) -> click.Option:
     rule = each.metadata
     required = each.default is MISSING and each.default_factory is MISSING
-    default = None if required or each.default is MISSING else each.default
+    default = None if each.default is MISSING else each.default
     kind: Any = str
     if "choices" in rule:
         kind = click.Choice(rule["choices"])
@@ -53,8 +53,7 @@ def _option(each: Field[Any]) -> click.Option:
         [f"--{each.name.replace('_', '-')}", each.name],
         other_names=(f"--{rule['etcd']}",) if "etcd" in rule else (),
         type=kind,
-        default=default,
-        required=required,
+        **({"required": True} if required else {"default": default}),
         hidden=rule.get("hidden", False),
         help=help_text,
         show_default=default not in (None, ""),

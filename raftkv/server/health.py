@@ -53,7 +53,7 @@ class Health(health_pb2_grpc.HealthServicer):
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
 
-    def status(self, service: str) -> HealthCheckResponse.ServingStatus | None:
+    def status(self, service: str) -> int | None:
         """The status of a service; None for one that is not known."""
         if service in NEEDS_A_HEALTHY_NODE:
             serves = not self._reasons
@@ -78,7 +78,7 @@ class Health(health_pb2_grpc.HealthServicer):
             )
         self._watchers += 1
         try:
-            told: HealthCheckResponse.ServingStatus | None = None
+            told: int | None = None
             while True:
                 changed = self._changed  # before the look, so that no change falls in between
                 status = self.status(request.service)

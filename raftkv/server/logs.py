@@ -82,8 +82,8 @@ class LogWriter:
         try:
             while line:
                 line = line[os.write(self._descriptor, line) :]
-        except OSError:  # closed, or its reader is gone: there is nobody to tell
-            self.dropped += 1
+        except OSError:
+            return  # closed, or its reader is gone: there is nobody to tell
 
 
 class _QueueLogger:

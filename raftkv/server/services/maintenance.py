@@ -88,7 +88,10 @@ class Maintenance:
                 member_id for member_id, _ in before
             }:
                 raise MemberNotFound
-            result = await node.propose(CommandKind.ALARM, raw, deadline_of(context))
+            if request.action == AlarmRequest.ACTIVATE and not request.memberID:
+                request.memberID = node.node_id
+            payload = request.SerializeToString()
+            result = await node.propose(CommandKind.ALARM, payload, deadline_of(context))
             if isinstance(result, Refusal):
                 raise Refused(result)
             after = node.machine.alarms
