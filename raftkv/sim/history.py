@@ -1,0 +1,193 @@
+"""What clients did and saw, and the proof that it was linearizable (K1, K3).
+
+The witness: the log gives an order of the commands. They are replayed in that order on a plain dict, which knows
+nothing of the state machine, and every answer must be the one of the replay. A read has its place by its revision.
+Real time is then the only other thing that must agree: an operation that began after another had returned has its
+place after it.
+
+    called -> (the log applies it, once at most) -> returned: OK, FAILED (never applied), UNKNOWN (perhaps)
+"""
+
+from __future__ import annotations
+
+import enum
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+class Violation(AssertionError):
+    """A promise was broken; `rule` is its name in reliability.md."""
+
+    def __init__(self, rule: str, what: str) -> None:
+        super().__init__(f"{rule}: {what}")
+        self.rule = rule
+
+
+class Kind(enum.Enum):
+    """What a client asks for."""
+
+    PUT = "put"
+    DELETE = "delete"
+    SWAP = "swap"
+    """A transaction: put if the key's version is `expected`, else read it."""
+    READ = "read"
+    SCAN = "scan"
+    """A read of all keys at one revision."""
+
+
+READS = (Kind.READ, Kind.SCAN)
+
+
+class Outcome(enum.Enum):
+    """What the client knows at the end."""
+
+    PENDING = "pending"
+    OK = "ok"
+    FAILED = "failed"
+    UNKNOWN = "unknown"
+
+
+Item = tuple[bytes, bytes, int, int, int]
+"""Key, value, create revision, mod revision, version."""
+
+Answer = tuple[int, object]
+"""The revision in the header, and what else the answer says, comparable."""
+
+
+@dataclass(slots=True, eq=False)
+class Operation:
+    """One call of a client."""
+
+    id: int
+    kind: Kind
+    key: bytes
+    value: bytes = b""
+    expected: int = 0
+    wants_previous: bool = False
+    node: int = 0
+    outcome: Outcome = Outcome.PENDING
+    answer: Answer | None = None
+    floor: int = 0  # the greatest revision that anybody had been told of when it began
+    witness: Answer | None = None  # what the replay of the log says
+    changed: bool = False  # whether the replay says that it made its revision
+    index: int = 0  # the entry that carried it
+
+    def __str__(self) -> str:
+        what = f"#{self.id} {self.kind.value} {self.key.decode()!r}"
+        if self.kind is Kind.SWAP:
+            what += f" if version={self.expected}"
+        if self.value:
+            what += f" = {self.value.decode()!r}"
+        return f"{what} on node {self.node}: {self.outcome.value} {self.answer or ''}".rstrip()
+
+
+class Model:
+    """A key space as plain as it can be, with all of its past."""
+
+    def __init__(self) -> None:
+        self.revision = 1
+        self._items: dict[bytes, Item] = {}
+        self._past: dict[bytes, tuple[list[int], list[Item | None]]] = {}
+
+    def apply(self, operation: Operation) -> tuple[Answer, bool]:
+        """The answer, and whether it changed something."""
+        key, before = operation.key, self._items.get(operation.key)
+        if operation.kind is Kind.PUT:
+            return (self._put(key, operation.value), before if operation.wants_previous else None), True
+        if operation.kind is Kind.DELETE:
+            if before is None:
+                return (self.revision, None), False
+            self._set(key, None)
+            return (self.revision, before), True
+        assert operation.kind is Kind.SWAP, f"{operation.kind} is no write"
+        if operation.expected == (before[4] if before else 0):
+            return (self._put(key, operation.value), True), True
+        return (self.revision, before), False
+
+    def read(self, operation: Operation, revision: int) -> object:
+        """What a read at `revision` must see."""
+        if operation.kind is Kind.READ:
+            return self._at(operation.key, revision)
+        items = (self._at(key, revision) for key in sorted(self._past))
+        return tuple(item for item in items if item is not None)
+
+    def _put(self, key: bytes, value: bytes) -> int:
+        before, revision = self._items.get(key), self.revision + 1
+        self._set(key, (key, value, before[2] if before else revision, revision, before[4] + 1 if before else 1))
+        return revision
+
+    def _set(self, key: bytes, item: Item | None) -> None:
+        self.revision += 1
+        if item is None:
+            del self._items[key]
+        else:
+            self._items[key] = item
+        revisions, items = self._past.setdefault(key, ([], []))
+        revisions.append(self.revision)
+        items.append(item)
+
+    def _at(self, key: bytes, revision: int) -> Item | None:
+        revisions, items = self._past.get(key, ([], []))
+        place = bisect_right(revisions, revision)
+        return items[place - 1] if place else None
+
+
+class History:
+    """Takes what happens as it happens, and raises `Violation` at the first thing that must not be."""
+
+    def __init__(self) -> None:
+        self.model = Model()
+        self.operations: list[Operation] = []
+        self._told = 1  # the greatest revision that any client was told of
+
+    def called(self, operation: Operation) -> None:
+        """A client begins."""
+        operation.floor = self._told
+        self.operations.append(operation)
+
+    def applied(self, index: int, operations: Sequence[Operation]) -> None:
+        """The entry `index`, the next that has ever been applied, carries these."""
+        for operation in operations:
+            if operation.witness is not None:
+                raise Violation("X1", f"applied twice, in entries {operation.index} and {index}: {operation}")
+            if operation.outcome is Outcome.FAILED:
+                raise Violation("K3", f"applied in entry {index} after it had failed for certain: {operation}")
+            operation.witness, operation.changed = self.model.apply(operation)
+            operation.index = index
+            if operation.changed and operation.witness[0] <= operation.floor:
+                raise Violation(
+                    "K1", f"made revision {operation.witness[0]}, but began after {operation.floor} was told"
+                )
+
+    def returned(self, operation: Operation, outcome: Outcome, answer: Answer | None = None) -> None:
+        """A client is told the outcome; `answer` for OK only."""
+        if operation.outcome is not Outcome.PENDING:
+            raise Violation("K3", f"answered twice, now {outcome.value} {answer}: {operation}")
+        operation.outcome, operation.answer = outcome, answer
+        if outcome is Outcome.FAILED and operation.witness is not None:
+            raise Violation("K3", f"failed for certain, but was applied in entry {operation.index}: {operation}")
+        if outcome is not Outcome.OK:
+            return
+        assert answer is not None, "an operation that went well has an answer"
+        if operation.kind in READS:
+            self._check_read(operation, answer)
+        elif operation.witness is None:
+            raise Violation("D1", f"acknowledged, but nobody has applied it: {operation}")
+        elif answer != operation.witness:
+            raise Violation("K1", f"the log says {operation.witness}: {operation}")
+        if answer[0] < operation.floor:
+            raise Violation("K1", f"stale, revision {operation.floor} was told before it began: {operation}")
+        self._told = max(self._told, answer[0])
+
+    def _check_read(self, operation: Operation, answer: Answer) -> None:
+        revision, seen = answer
+        if revision > self.model.revision:
+            raise Violation("K1", f"read from the future, the log has made {self.model.revision}: {operation}")
+        expected = self.model.read(operation, revision)
+        if seen != expected:
+            raise Violation("K1", f"at revision {revision} there was {expected}: {operation}")
+
+    def count(self, outcome: Outcome) -> int:
+        """How many operations ended so."""
+        return sum(1 for operation in self.operations if operation.outcome is outcome)

@@ -1,0 +1,79 @@
+"""Client operations as the state machine knows them: requests out of operations, comparable answers out of results."""
+
+from __future__ import annotations
+
+from raftkv._pb.common_pb2 import KeyValue
+from raftkv._pb.kv_pb2 import (
+    Compare,
+    DeleteRangeRequest,
+    DeleteRangeResponse,
+    PutRequest,
+    PutResponse,
+    RangeRequest,
+    RequestOp,
+    TxnRequest,
+    TxnResponse,
+)
+from raftkv.sim.history import Answer, Item, Kind, Operation
+from raftkv.state.commands import CommandKind
+from raftkv.state.machine import StateMachine
+
+_COMMAND = {Kind.PUT: CommandKind.PUT, Kind.DELETE: CommandKind.DELETE_RANGE, Kind.SWAP: CommandKind.TXN}
+
+
+def command_kind(operation: Operation) -> CommandKind:
+    """The kind of the command that a write becomes."""
+    return _COMMAND[operation.kind]
+
+
+def payload(operation: Operation) -> bytes:
+    """The bytes of a write; unlike any other operation's, because they end with its number as an unknown field."""
+    key, value = operation.key, operation.value
+    request: PutRequest | DeleteRangeRequest | TxnRequest
+    if operation.kind is Kind.PUT:
+        request = PutRequest(key=key, value=value, prev_kv=operation.wants_previous)
+    elif operation.kind is Kind.DELETE:
+        request = DeleteRangeRequest(key=key, prev_kv=True)
+    else:
+        request = TxnRequest(
+            compare=[Compare(key=key, target=Compare.VERSION, result=Compare.EQUAL, version=operation.expected)],
+            success=[RequestOp(request_put=PutRequest(key=key, value=value))],
+            failure=[RequestOp(request_range=RangeRequest(key=key))],
+        )
+    return request.SerializeToString() + _varint(1000 << 3) + _varint(operation.id)
+
+
+def _varint(number: int) -> bytes:
+    out = bytearray()
+    while number > 0x7F:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    out.append(number)
+    return bytes(out)
+
+
+def _item(kv: KeyValue) -> Item:
+    return kv.key, kv.value, kv.create_revision, kv.mod_revision, kv.version
+
+
+def answer(result: object) -> Answer:
+    """What the client of a write sees."""
+    if isinstance(result, PutResponse):
+        return result.header.revision, _item(result.prev_kv) if result.HasField("prev_kv") else None
+    if isinstance(result, DeleteRangeResponse):
+        assert result.deleted == len(result.prev_kvs), "a deleted key comes with its value"
+        return result.header.revision, _item(result.prev_kvs[0]) if result.prev_kvs else None
+    assert isinstance(result, TxnResponse), f"the state machine says {result}"
+    if result.succeeded:
+        return result.header.revision, True
+    kvs = result.responses[0].response_range.kvs
+    return result.header.revision, _item(kvs[0]) if kvs else None
+
+
+def read(machine: StateMachine, operation: Operation) -> Answer:
+    """Serve a read."""
+    if operation.kind is Kind.READ:
+        response = machine.range(RangeRequest(key=operation.key))
+        return response.header.revision, _item(response.kvs[0]) if response.kvs else None
+    response = machine.range(RangeRequest(key=b"\0", range_end=b"\0"))
+    return response.header.revision, tuple(map(_item, response.kvs))
