@@ -34,6 +34,8 @@ from raftkv.storage.errors import (
 # Handles that failed. Held so that garbage collection does not close them: closing flushes.
 _poisoned_handles: list[object] = []
 
+_AFTER_EVERY_KEY = b"\xff" * 256
+
 # Directories that are open in this process.
 _open_paths: set[Path] = set()
 
@@ -78,6 +80,9 @@ class Engine:
         """
         if path.exists() and not path.is_dir():
             raise StoreForeign(path, "is not a directory", "point --data-dir at the node's own directory")
+        # LevelDB would refuse it, too, but give up this process's lock on the directory while doing so.
+        if path.resolve() in _open_paths:
+            raise StoreLocked(path, "open in this process", "close it first")
         # LevelDB makes the directory and a lock file even when told not to create: look first.
         if not (path / "CURRENT").exists():
             if any(_database_files(path)):
@@ -165,7 +170,8 @@ class Engine:
         if self._failure is not None:
             raise self._failure
         try:
-            self.handle.compact_range()
+            # Given no bounds, plyvel hands LevelDB two empty keys, and nothing is compacted.
+            self.handle.compact_range(start=b"", stop=_AFTER_EVERY_KEY)
         except BaseException as error:
             raise self.poison(error, sync=False) from error
 

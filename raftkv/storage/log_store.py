@@ -321,18 +321,19 @@ class LogStore:
         try:
             prev_term = self._index.term(low - 1)
             for key, value in self._engine.iterate(keys.entry_key(low), keys.entry_key(high), fill_cache=False):
-                index = low + len(result)
                 bytes_max -= len(value) - keys.ENTRY_OVERHEAD_BYTES
                 if bytes_max < 0 and result:
                     return result, bytes_max
-                prev_term = _link(result, path, key, value, index, prev_term)
+                prev_term = _link(result, path, key, value, low + len(result), prev_term)
+            if len(result) < high - low:
+                missing = low + len(result)
+                raise CorruptRecord(path, keys.entry_key(missing), "the entry is missing", index=missing)
         except leveldb.Error as error:
             raise CorruptRecord(path, keys.entry_key(low), error_text(error), index=low + len(result)) from error
-        if len(result) < high - low:
-            if low < self._index.first:
-                raise Compacted(f"index {low} is compacted; the first is {self._index.first}")
-            missing = low + len(result)
-            raise CorruptRecord(path, keys.entry_key(missing), "the entry is missing", index=missing)
+        except CorruptRecord:
+            if low < self._index.first:  # a compaction was faster than we
+                raise Compacted(f"index {low} is compacted; the first is {self._index.first}") from None
+            raise
         return result, bytes_max
 
 

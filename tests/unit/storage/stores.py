@@ -1,0 +1,68 @@
+"""Opening, damaging and copying stores, for the tests of this package."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from raftkv.raft.types import Entry, HardState
+from raftkv.storage.keys import Identity
+from raftkv.storage.log_store import LogStore
+from tests.unit.storage.contracts import CONF, entry
+
+IDENTITY = Identity(cluster_id=0xC1, node_id=0x2, name="n2", created_unix_s=1_700_000_000)
+
+
+def open_log(data_dir: Path, identity: Identity = IDENTITY, *, create: bool = False) -> LogStore:
+    return LogStore.open(data_dir / "log", identity, create=create)
+
+
+def new_log(data_dir: Path) -> LogStore:
+    log = open_log(data_dir, create=True)
+    log.bootstrap(CONF)
+    return log
+
+
+def fill(log: LogStore, count: int, data_bytes: int = 300, term: int = 1) -> list[Entry]:
+    """Append `count` entries one batch each, commit following one behind."""
+    written = []
+    for index in range(log.last_index() + 1, log.last_index() + 1 + count):
+        written.append(entry(index, term, b"%d" % index + bytes(data_bytes)))
+        log.append(HardState(term, 0, index - 1), written[-1:])
+    return written
+
+
+def image(source: Path, target: Path) -> Path:
+    """What a process leaves that is killed now: the files as they are, nothing closed, no lock held."""
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns("LOCK"))
+    return target
+
+
+def newest_log_file(directory: Path) -> Path:
+    return max(directory.glob("*.log"), key=lambda file: int(file.stem))
+
+
+def flip(file: Path, offset: int) -> None:
+    """Turn one bit of a file over, at `offset` from its begin or, negative, from its end."""
+    content = bytearray(file.read_bytes())
+    content[offset] ^= 0x10
+    file.write_bytes(bytes(content))
+
+
+def cut(file: Path, bytes_off: int) -> None:
+    """Take the last bytes off a file."""
+    with file.open("r+b") as opened:
+        opened.truncate(max(0, file.stat().st_size - bytes_off))
+
+
+def place(file: Path, wanted: bytes) -> int:
+    """Where in the file some bytes are."""
+    offset = file.read_bytes().find(wanted)
+    assert offset >= 0, f"{wanted!r} is not in {file}"
+    return offset
+
+
+def only(directory: Path, pattern: str, such: Callable[[Path], bool] = lambda _: True) -> Path:
+    (found,) = [file for file in directory.glob(pattern) if such(file)]
+    return found
