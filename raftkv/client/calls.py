@@ -9,6 +9,7 @@ deadline, so that the library would only have slept (ADR 0010).
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any, NoReturn
 
 import grpc
@@ -71,12 +72,13 @@ async def invoke(
             else:
                 limit_s = _limit_s(pool, connection, mutation, timeout, deadline, progress)
             epoch = connection.breaker.epoch
+            if pool.resting:
+                pool.wake()
+            connection.inflight += 1
             try:
                 response = await connection.unary(method)(request, timeout=limit_s)
             except grpc.aio.AioRpcError as error:
-                if progress is None:
-                    progress = _Progress()
-                await _after_failure(pool, connection, epoch, method, error, mutation, deadline, retry, progress)
+                failure = error
             except asyncio.CancelledError:
                 connection.breaker.released(epoch)
                 _raise_if_closed(pool, connection, mutation)
@@ -85,6 +87,11 @@ async def invoke(
                 connection.answered(epoch)
                 pool.observe(connection, response.header)
                 return response
+            finally:
+                connection.inflight -= 1
+            if progress is None:
+                progress = _Progress()
+            await _after_failure(pool, connection, epoch, method, failure, mutation, deadline, retry, progress)
     except RaftkvError:
         pool.failures += 1
         raise
@@ -206,12 +213,11 @@ def _give_up(
     if decision.action is Action.UNKNOWN:
         pool.outcomes_unknown += 1
         raise outcome_unknown(fault, endpoint=connection.endpoint, attempts=progress.attempts) from error
-    raise error_of(
-        fault,
-        endpoint=connection.endpoint,
-        attempts=progress.attempts,
-        time_is_up=decision.action is Action.TIME_IS_UP,
-    ) from error
+    time_is_up = decision.action is Action.TIME_IS_UP
+    if time_is_up and fault.kind is FaultKind.SILENT and pool.nobody_serves():
+        text = "no node can serve: the cluster has no leader, or no quorum"
+        fault = replace(fault, kind=FaultKind.NO_LEADER, code="NO_LEADER", text=text)
+    raise error_of(fault, endpoint=connection.endpoint, attempts=progress.attempts, time_is_up=time_is_up) from error
 
 
 def _raise_if_closed(pool: Pool, connection: Connection, mutation: bool) -> None:

@@ -52,6 +52,7 @@ class Connection:
         "_calls",
         "_get_state",
         "_streams",
+        "answers",
         "breaker",
         "channel",
         "endpoint",
@@ -59,6 +60,7 @@ class Connection:
         "health",
         "health_check",
         "health_watch",
+        "inflight",
         "is_learner",
         "member_id",
         "suspect",
@@ -86,6 +88,8 @@ class Connection:
         self.health = Health.UNKNOWN
         self.suspect = False  # its last attempt got no answer, and nothing was heard from it since
         self.foreign = False  # belongs to another cluster than the other endpoints: never used
+        self.inflight = 0  # calls handed over and not ended; >= 0
+        self.answers = 0  # calls that were answered, ever
         self.is_learner = False  # no vote; refuses most requests
         self.member_id = 0  # 0: not known yet
         self.health_watch: Final[UnaryCall] = self.channel.unary_stream(
@@ -131,6 +135,7 @@ class Connection:
 
     def answered(self, epoch: int) -> None:
         """Something sent in `epoch` was answered, with whatever result."""
+        self.answers += 1
         self.breaker.succeeded(epoch)
         self.suspect = False
 

@@ -34,7 +34,7 @@ class Timeout:
 
     total: float | None = 5.0
     """A whole call with all its attempts and waits."""
-    attempt: float | None = 1.0
+    attempt: float | None = 0.5
     """One attempt of a read while another endpoint is ready: a frozen node is left behind after that. Doubles with
     each attempt, so that a read which takes long by nature still gets done. A write has one attempt: all of `total`."""
     connect: float | None = None

@@ -37,6 +37,8 @@ LOG: Final = logging.getLogger("raftkv")
 
 PROBE_TIMEOUT_S: Final = 1.0
 PROBE_PAUSE_S: Final = 0.5
+PROGRESS_TICK_S: Final = 0.25  # nothing answered for a whole tick although something is asked: have a look
+PROGRESS_PROBE_TIMEOUT_S: Final = 0.5
 HEALTH_PAUSE_S: Final = 0.5
 DISCOVERY_TIMEOUT_S: Final = 1.0
 DISCOVERY_PAUSE_MAX_S: Final = 2.0  # while there is no leader to be found
@@ -116,6 +118,8 @@ class Pool:
         self._waiters: list[asyncio.Future[None]] = []  # calls that wait for any connection to become ready
         self._listeners: list[Callable[[ConnectionState], None]] = []
         self._discover = asyncio.Event()
+        self.resting = False  # nobody watches for progress, because nothing is in flight
+        self._busy = asyncio.Event()
         self._suspected: dict[Connection, asyncio.Event] = {}
         self._ready: dict[Connection, asyncio.Event] = {}
 
@@ -184,6 +188,7 @@ class Pool:
                     group.create_task(self._watch_health(connection), name=f"{name} health")
                     group.create_task(self._probe(connection), name=f"{name} probe")
                 group.create_task(self._find_leader(), name="raftkv-client leader")
+                group.create_task(self._watch_progress(), name="raftkv-client progress")
                 group.create_task(self._declare_lost(), name="raftkv-client lost")
         except Exception as failure:
             self._failure = failure
@@ -262,6 +267,16 @@ class Pool:
             connection.broke(epoch)
         if connection.suspect:
             self._suspected[connection].set()
+
+    def wake(self) -> None:
+        """A call begins while nobody watches for progress."""
+        self.resting = False
+        self._busy.set()
+
+    def nobody_serves(self) -> bool:
+        """Whether every connected node says of itself that it cannot serve."""
+        ready = [c for c in self.connections if c.is_ready() and not c.foreign]
+        return bool(ready) and all(c.health is Health.NOT_SERVING for c in ready)
 
     def leader_wanted(self) -> None:
         """A call found that what we know of the leader is out of date."""
@@ -344,15 +359,22 @@ class Pool:
             self.router.forget_choices()
 
     async def _probe(self, connection: Connection) -> None:
-        """Ask a suspect endpoint for a sign of life until it gives one, so that nobody's call has to find out."""
+        """Ask a doubtful endpoint for a sign of life; a suspect one until it gives one, so that no call has to."""
         suspected = self._suspected[connection]
         while True:
             await suspected.wait()
             suspected.clear()
+            if not connection.suspect and connection.is_ready():
+                epoch = connection.breaker.epoch
+                if await self._is_alive(connection, PROGRESS_PROBE_TIMEOUT_S):
+                    continue
+                LOG.info("raftkv client: %s has fallen silent", connection.endpoint)
+                connection.broke(epoch)
+                self.router.forget_choices()
             while connection.suspect:
                 if connection.is_ready():
                     epoch = connection.breaker.epoch
-                    if await self._is_alive(connection):
+                    if await self._is_alive(connection, PROBE_TIMEOUT_S):
                         # Evidence as good as a new connection: whatever made it silent is over.
                         connection.suspect = False
                         connection.breaker.connection_ready()
@@ -362,12 +384,34 @@ class Pool:
                     connection.broke(epoch)
                 await asyncio.sleep(PROBE_PAUSE_S)
 
-    async def _is_alive(self, connection: Connection) -> bool:
+    async def _is_alive(self, connection: Connection, timeout_s: float) -> bool:
         try:
-            await connection.health_check("", timeout=PROBE_TIMEOUT_S)
+            await connection.health_check("", timeout=timeout_s)
         except grpc.aio.AioRpcError as error:
             return error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
         return True
+
+    async def _watch_progress(self) -> None:
+        """Notice a node that is asked and does not answer long before the deadlines of its callers do.
+
+        A write stays where it was sent, but those that follow need not join it: a frozen node (SIGSTOP, a virtual
+        machine being moved) keeps its connections, and keepalive takes 15 s to find out.
+        """
+        before: dict[Connection, int] = {}
+        while True:
+            if not any(connection.inflight for connection in self.connections):
+                before.clear()
+                self._busy.clear()
+                self.resting = True
+                await self._busy.wait()
+            await asyncio.sleep(PROGRESS_TICK_S)
+            for connection in self.connections:
+                if not connection.inflight:
+                    before.pop(connection, None)
+                    continue
+                if before.get(connection) == connection.answers:
+                    self._suspected[connection].set()
+                before[connection] = connection.answers
 
     async def _find_leader(self) -> None:
         """Ask for the members' ids and the leader when something suggests that we do not know them."""

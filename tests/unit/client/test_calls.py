@@ -622,3 +622,51 @@ async def test_members_status_and_moving_the_leader(cluster, make_client, tools)
     assert [status.status.is_leader for status in statuses[1:]] == [False, True]
     with pytest.raises(InvalidRequest, match="no member named 'n9'"):
         await client.cluster.move_leader("n9")
+
+
+async def test_a_frozen_follower_does_not_get_the_writes_that_follow(cluster, make_client, make_proxy, tools):
+    """The write that was under way may be done or not; the next one must not join it in waiting for the deadline."""
+    proxies = [await make_proxy(node) for node in cluster.nodes]
+    client = make_client(*proxies, timeout=Timeout(total=4))
+    await settled(client, tools)
+    await client.put("k", "v")
+    writer = next(proxy for proxy, node in zip(proxies, cluster.nodes, strict=True) if node.count("Put"))
+    writer.freeze()
+    stuck = asyncio.create_task(client.put("stuck", "v"))
+    pool = client._context.pool
+    await tools.until(lambda: any(c.suspect for c in pool.connections), timeout_s=1.5)
+    started = time.monotonic()
+    await client.put("k", "v")
+    assert time.monotonic() - started < 0.2
+    with pytest.raises(OutcomeUnknown):
+        await stuck
+
+
+async def test_a_slow_node_that_answers_its_probe_is_no_suspect(cluster, make_client, tools):
+    client = make_client()
+    await settled(client, tools)
+
+    async def slow(name, request, context):
+        if name == "Put":
+            await asyncio.sleep(1)
+
+    for node in cluster.nodes:
+        node.script = slow
+    await client.put("k", "v")
+    assert sum(node.count("Check") for node in cluster.nodes) >= 1
+    assert not any(c.suspect for c in client._context.pool.connections)
+    assert all(c.inflight == 0 for c in client._context.pool.connections)
+
+
+async def test_when_no_node_serves_a_read_says_that_there_is_no_leader(cluster, make_client, tools):
+    """A node without leader holds the request; that its health says so is the best reason there is."""
+    client = make_client()
+    await settled(client, tools)
+    never = asyncio.Event()
+    for node in cluster.nodes:
+        node.script = tools.holding(never, "Range")
+        node.set_serving(False)
+    with pytest.raises(NoLeader) as caught:
+        await client.get("k", timeout=0.5)
+    assert isinstance(caught.value, DeadlineExceeded)
+    assert caught.value.attempts > 1
