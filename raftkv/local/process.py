@@ -135,13 +135,22 @@ class NodeProcess:
 
     def is_stopped(self) -> bool:
         """Whether the process is stopped by a signal, ours or another's."""
-        pid = self.pid
-        if pid is None:
-            return False
+        return self.alive and (self.paused or self._kernel_says_stopped())
+
+    async def wait_stopped(self, timeout_s: float) -> bool:
+        """Wait until SIGSTOP has taken effect: a busy machine takes its time."""
+        deadline = time.monotonic() + timeout_s
+        while self.alive and _PROC.exists() and not self._kernel_says_stopped():
+            if time.monotonic() >= deadline:
+                return False
+            await asyncio.sleep(_POLL_S)
+        return self.alive
+
+    def _kernel_says_stopped(self) -> bool:
         try:
-            stat = (_PROC / str(pid) / "stat").read_text()
+            stat = (_PROC / str(self.pid) / "stat").read_text()
         except OSError:
-            return self.paused
+            return False
         return stat.rpartition(")")[2].split()[0] in ("T", "t")
 
     def rss_bytes(self) -> int | None:

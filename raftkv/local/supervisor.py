@@ -288,7 +288,9 @@ class AsyncLocalCluster:
 
     async def pause(self, target: str) -> list[str]:
         """SIGSTOP: the process keeps its connections and says nothing. Returns the nodes that are paused."""
-        return [name for name in await self.resolve(target) if self._processes[name].pause()]
+        paused = [name for name in await self.resolve(target) if self._processes[name].pause()]
+        await asyncio.gather(*(self._processes[name].wait_stopped(5.0) for name in paused))
+        return paused
 
     async def resume(self, target: str) -> list[str]:
         """SIGCONT. Returns the nodes that run."""
