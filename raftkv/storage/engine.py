@@ -13,6 +13,7 @@ after the writing thread was joined.
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import re
 from collections.abc import Iterator
@@ -30,9 +31,6 @@ from raftkv.storage.errors import (
     SyncFailed,
     WriteFailed,
 )
-
-# Handles that failed. Held so that garbage collection does not close them: closing flushes.
-_poisoned_handles: list[object] = []
 
 _AFTER_EVERY_KEY = b"\xff" * 256
 
@@ -144,7 +142,8 @@ class Engine:
                 f"{self.path}: {what} failed: {error_text(error)}; the node stops, because "
                 "what is written after a failed write may be lost; look after the disk (full? failing?), then start it"
             )
-            _poisoned_handles.append(self.handle)
+            # Never freed, not even when the interpreter ends: that would close it, and closing flushes.
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self.handle))
         return self._failure
 
     def raise_failure(self) -> None:

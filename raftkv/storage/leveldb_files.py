@@ -44,7 +44,7 @@ class LogRecord:
 
     @property
     def sequences(self) -> tuple[int, int]:
-        """Sequence number of the batch's first operation, and of the first one after it."""
+        """Of a batch: sequence number of its first operation, and of the first one after it."""
         first, count = _BATCH_HEADER.unpack_from(self.payload)
         return first, first + count
 
@@ -100,10 +100,7 @@ def read_log(path: Path) -> LogContent:
         parts.append(payload)
         if kind in (_FULL, _LAST):
             end = offset
-            record = LogRecord(start, end, b"".join(parts))
-            if len(record.payload) < _BATCH_HEADER.size:
-                return LogContent(records, "a record too short for a batch", start, sound_after=True)
-            records.append(record)
+            records.append(LogRecord(start, end, b"".join(parts)))
             parts = []
     sound_after = _any_sound_fragment(data, offset + 1)
     if not sound_after and not any(data[offset:]):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 from raftkv.raft.types import Entry, HardState
@@ -35,8 +35,17 @@ def fill(log: LogStore, count: int, data_bytes: int = 300, term: int = 1) -> lis
 
 def image(source: Path, target: Path) -> Path:
     """What a process leaves that is killed now: the files as they are, nothing closed, no lock held."""
-    shutil.copytree(source, target, ignore=shutil.ignore_patterns("LOCK"))
-    return target
+    while True:
+        with contextlib.suppress(shutil.Error, FileNotFoundError):
+            before = _files(source)
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns("LOCK"))
+            if _files(source) == before:  # else LevelDB's own thread was at work, and this is a mix of two moments
+                return target
+        shutil.rmtree(target, ignore_errors=True)
+
+
+def _files(directory: Path) -> dict[Path, int]:
+    return {file: file.stat().st_size for file in directory.rglob("*")}
 
 
 def newest_log_file(directory: Path) -> Path:
@@ -61,8 +70,3 @@ def place(file: Path, wanted: bytes) -> int:
     offset = file.read_bytes().find(wanted)
     assert offset >= 0, f"{wanted!r} is not in {file}"
     return offset
-
-
-def only(directory: Path, pattern: str, such: Callable[[Path], bool] = lambda _: True) -> Path:
-    (found,) = [file for file in directory.glob(pattern) if such(file)]
-    return found
