@@ -4,8 +4,9 @@ All are raftkv's own (BLAKE2b cut to size); etcd's hashes depend on its file for
 
 - The *rolling hash* is chained over the effects of each entry, in the order of the log: equal at equal applied index,
   however entries were grouped into writes, and never equal again after replicas differed once.
-- *HashKV* covers what can be read: the keys at a revision, through the same indexes as reads, and the changes since the
-  compact revision. Equal on replicas with equal (revision, compact revision), however far their sweeps are.
+- *HashKV* covers what can be read at a revision and before: the index as of that revision, through the same steps as
+  reads, and all records up to it, values included. Equal on replicas with equal (revision, compact revision), however
+  far their sweeps are; but while one is going on it costs a look-up a key.
 - The *dump* is everything replicated, in one canonical order.
 """
 
@@ -15,12 +16,11 @@ import struct
 from collections.abc import Generator, Iterable, Iterator
 from hashlib import blake2b
 
-from raftkv.state.keys import PLACE, RECORD
 from raftkv.state.mvcc import Reader
 from raftkv.state.results import HashKVResult, RefusalCode, Refused
 
 _LINK = struct.Struct(">QQQ")  # hash before, entry's index, entry's term
-_LENGTHS = struct.Struct(">II")
+_LENGTH = struct.Struct(">I")
 
 
 def chain(rolling_hash: int, index: int, term: int, effects: Iterable[bytes]) -> int:
@@ -30,7 +30,7 @@ def chain(rolling_hash: int, index: int, term: int, effects: Iterable[bytes]) ->
 
 
 def hash_kv_steps(reader: Reader, revision: int, step: int = 1000) -> Generator[None, None, HashKVResult]:
-    """Compute HashKV, pausing (yield) after each `step` keys, so that a thread or a loop can do other things between.
+    """Compute HashKV, pausing (yield) after each `step` keys or records, so that others get their turn between.
 
     Args:
         reader: over a view, if anything is written in between.
@@ -40,19 +40,13 @@ def hash_kv_steps(reader: Reader, revision: int, step: int = 1000) -> Generator[
     """
     revision = _check(reader, revision)
     digest = blake2b(digest_size=4)
-    left = step
-    for key, version in reader.walk(b"", None, revision):
-        value = reader.value(key, version)
-        digest.update(_LENGTHS.pack(len(key), len(value)) + key + version + value)
-        left -= 1
-        if not left:
-            left = step
+    for number, (key, version) in enumerate(reader.walk(b"", None, revision), 1):
+        digest.update(_LENGTH.pack(len(key)) + key + version)
+        if not number % step:
             yield
-    for stored, record in _changes_after_compaction(reader, revision):
-        digest.update(stored + record)
-        left -= 1
-        if not left:
-            left = step
+    for number, (place, record) in enumerate(reader.records(revision), 1):
+        digest.update(place + record)
+        if not number % step:
             yield
     return HashKVResult(int.from_bytes(digest.digest(), "big"), reader.compact_revision, revision)
 
@@ -78,17 +72,10 @@ def dump(reader: Reader, head: bytes, members: Iterable[tuple[int, bytes]]) -> I
     yield b"state " + head
     for member_id, attributes in members:
         yield b"member " + member_id.to_bytes(8, "big") + attributes
-    if reader.compact_revision > 0:
-        for key, version in reader.walk(b"", None, reader.compact_revision):
-            value = reader.value(key, version)
-            yield b"key " + _LENGTHS.pack(len(key), len(value)) + key + version + value
-    for stored, record in _changes_after_compaction(reader, reader.revision):
-        yield b"change " + stored + record
-
-
-def _changes_after_compaction(reader: Reader, revision: int) -> Iterator[tuple[bytes, bytes]]:
-    first = max(reader.compact_revision, 0) + 1
-    return reader.iterate(RECORD + PLACE.pack(first, 0), RECORD + PLACE.pack(revision + 1, 0))
+    for key, version in reader.walk(b"", None, reader.revision):
+        yield b"key " + key + version
+    for place, record in reader.records(reader.revision):
+        yield b"record " + place + record
 
 
 def _check(reader: Reader, revision: int) -> int:

@@ -257,7 +257,8 @@ class StateMachine:
             view: `store.view()`, taken since the last apply: the reader then stays as it is, in any thread, while
                 entries are applied. Without it the reader is good until the next apply or sweep only.
         """
-        return Reader(self.store if view is None else view, self.revision, self.compact_revision)
+        source = self.store if view is None else view
+        return Reader(source, self.revision, self.compact_revision, swept=self._sweep_place is None)
 
     def range(self, request: RangeRequest, walk_max: int | None = None) -> RangeResponse:
         """Serve a range read: see `ranges.read_range`."""

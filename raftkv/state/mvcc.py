@@ -8,7 +8,7 @@ Invariant: compact_revision <= revision; every read is at a revision in between,
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from raftkv._pb.common_pb2 import Event, KeyValue
@@ -45,13 +45,15 @@ class Source(Protocol):
 class Reader:
     """The key space as of one moment."""
 
-    __slots__ = ("compact_revision", "get", "iterate", "revision")
+    __slots__ = ("compact_revision", "get", "iterate", "revision", "swept")
 
-    def __init__(self, source: Source, revision: int, compact_revision: int) -> None:
+    def __init__(self, source: Source, revision: int, compact_revision: int, *, swept: bool = False) -> None:
         self.get = source.get
         self.iterate = source.iterate
         self.revision = revision
         self.compact_revision = compact_revision
+        self.swept = swept
+        """Whether it is certain that nothing out of reach is left; False costs time where all records are read."""
 
     def refusal(self, code: RefusalCode) -> Refusal:
         """A refusal of this moment."""
@@ -154,14 +156,45 @@ class Reader:
         """The value of a version of `key`."""
         return self.record(version[:PLACE_BYTES])[RECORD_HEAD_BYTES + len(key) :]
 
-    def fill(self, kv: KeyValue, key: bytes, version: bytes, *, with_value: bool = True) -> None:
-        """Set all fields of `kv` from a version of `key`."""
+    def values(self, pairs: Sequence[tuple[bytes, bytes]]) -> list[bytes]:
+        """The values of pairs of key and version, in their order.
+
+        Records are read in the order they were written: neighbours share a block, and in a store larger than its cache
+        that is ten times as fast as the order of keys.
+        """
+        values = [b""] * len(pairs)
+        for place in sorted(range(len(pairs)), key=lambda place: pairs[place][1]):
+            key, version = pairs[place]
+            values[place] = self.value(key, version)
+        return values
+
+    def fill(self, kv: KeyValue, key: bytes, version: bytes, value: bytes) -> None:
+        """Set all fields of `kv` from a version of `key` and its value."""
         kv.key = key
         kv.mod_revision, _, kv.create_revision, kv.version, lease = VERSION.unpack(version)
         if lease:
             kv.lease = lease
-        if with_value:
-            kv.value = self.value(key, version)
+        kv.value = value
+
+    def records(self, revision: int) -> Iterator[tuple[bytes, bytes]]:
+        """Place and record of what is within reach at the compact revision or changed since, up to `revision`.
+
+        In order of place. The same on all replicas with equal compact revision, however far their sweeps are.
+        """
+        stored = self.iterate(RECORD, RECORD + PLACE.pack(revision + 1, 0))
+        pairs = ((key[1:], record) for key, record in stored)
+        return pairs if self.swept else self._within_reach(pairs)
+
+    def _within_reach(self, pairs: Iterator[tuple[bytes, bytes]]) -> Iterator[tuple[bytes, bytes]]:
+        compacted = PLACE.pack(max(self.compact_revision, 0), 0)
+        for place, record in pairs:
+            if place < compacted:
+                flags, _, _, _, _, key_bytes, _ = RECORD_HEAD.unpack_from(record)
+                key = record[RECORD_HEAD_BYTES : RECORD_HEAD_BYTES + key_bytes]
+                version = None if flags & TOMBSTONE else self.find(key, self.compact_revision)
+                if version is None or version[:PLACE_BYTES] != place:
+                    continue
+            yield place, record
 
     def changes(self, from_revision: int, limit: int, *, prev_kv: bool = False) -> Iterator[tuple[int, list[Event]]]:
         """What happened from a revision on, in order: each revision with its events, all of one revision together.
@@ -213,5 +246,5 @@ class Reader:
         if prev_kv and (replaced != NO_PLACE or number) and mod_revision - 1 >= self.compact_revision:
             version = self.find(key, mod_revision - 1)
             if version is not None:
-                self.fill(event.prev_kv, key, version)
+                self.fill(event.prev_kv, key, version, self.value(key, version))
         return event

@@ -48,7 +48,7 @@ def read_range(
             return response
         response.count = 1
         if not request.count_only and (not _has_filters(request) or _passes(request, version)):
-            reader.fill(response.kvs.add(), key, version, with_value=not request.keys_only)
+            reader.fill(response.kvs.add(), key, version, b"" if request.keys_only else reader.value(key, version))
         return response
 
     start, stop = span(key, request.range_end)
@@ -64,10 +64,10 @@ def read_range(
     if 0 < limit < len(pairs):
         del pairs[limit:]
         response.more = True
-    with_value = not request.keys_only
     add = response.kvs.add
-    for key, version in pairs:
-        reader.fill(add(), key, version, with_value=with_value)
+    values = [b""] * len(pairs) if request.keys_only else reader.values(pairs)
+    for (key, version), value in zip(pairs, values, strict=True):
+        reader.fill(add(), key, version, value)
     return response
 
 
@@ -135,7 +135,8 @@ def _sort(reader: Reader, request: RangeRequest, pairs: list[tuple[bytes, bytes]
     target = request.sort_target
     descending = request.sort_order == RangeRequest.DESCEND
     if target == RangeRequest.VALUE:
-        return sorted(pairs, key=lambda pair: reader.value(pair[0], pair[1]), reverse=descending)
+        valued = sorted(zip(reader.values(pairs), pairs, strict=True), key=lambda each: each[0], reverse=descending)
+        return [pair for _, pair in valued]
     place = _SORT_FIELD.get(target)
     if place is not None:
         return sorted(pairs, key=lambda pair: VERSION.unpack(pair[1])[place], reverse=descending)

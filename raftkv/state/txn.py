@@ -248,7 +248,7 @@ def _put(overlay: Overlay, request: PutRequest, compact_revision: int, response:
             if request.ignore_lease:
                 lease = VERSION.unpack(version)[4]
             if request.prev_kv:
-                reader.fill(response.prev_kv, key, version)
+                reader.fill(response.prev_kv, key, version, reader.value(key, version))
     overlay.put(key, value, lease)
     response.header.revision = overlay.revision + 1
     return None
@@ -265,8 +265,8 @@ def _delete(
         version = reader.find(request.key, reader.revision)
         found = [] if version is None else [(request.key, version)]
     if request.prev_kv:
-        for key, version in found:
-            reader.fill(response.prev_kvs.add(), key, version)
+        for (key, version), value in zip(found, reader.values(found), strict=True):
+            reader.fill(response.prev_kvs.add(), key, version, value)
     for key, version in found:
         overlay.delete(key, version)
     response.deleted = len(found)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 from raftkv._pb.kv_pb2 import (
@@ -21,11 +19,6 @@ from raftkv.state.results import Refusal, Refused, Result
 from raftkv.state.store import KeyValueStore, MemoryStore
 from raftkv.state.txn import is_read_only
 
-try:
-    import plyvel_next as leveldb
-except ImportError:
-    import plyvel as leveldb
-
 KINDS = {
     PutRequest: CommandKind.PUT,
     DeleteRangeRequest: CommandKind.DELETE_RANGE,
@@ -33,43 +26,6 @@ KINDS = {
     CompactionRequest: CommandKind.COMPACT,
     MemberAttributes: CommandKind.MEMBER_ATTR,
 }
-
-
-class LevelView:
-    def __init__(self, snapshot: Any) -> None:
-        self._snapshot = snapshot
-        self.get = snapshot.get
-
-    def iterate(self, start: bytes, stop: bytes | None, *, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
-        return self._snapshot.iterator(start=start, stop=stop, reverse=reverse)
-
-    def close(self) -> None:
-        self._snapshot.close()
-
-
-class LevelStore:
-    """LevelDB as bare as possible: the state machine does not care about what raftkv.storage adds."""
-
-    def __init__(self, path: Path) -> None:
-        self._db = leveldb.DB(str(path), create_if_missing=True, bloom_filter_bits=10, write_buffer_size=16 << 20)
-        self.get = self._db.get
-
-    def iterate(self, start: bytes, stop: bytes | None, *, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
-        return self._db.iterator(start=start, stop=stop, reverse=reverse)
-
-    def write(self, puts: Iterable[tuple[bytes, bytes]], deletes: Iterable[bytes]) -> None:
-        batch = self._db.write_batch()
-        for key, value in puts:
-            batch.put(key, value)
-        for key in deletes:
-            batch.delete(key)
-        batch.write()
-
-    def view(self) -> LevelView:
-        return LevelView(self._db.snapshot())
-
-    def close(self) -> None:
-        self._db.close()
 
 
 def command(request: Any, seq: int = 1) -> Command:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from state_driver import Driver, LevelStore, command
+from state_driver import Driver, command
 
 from raftkv._pb.common_pb2 import KeyValue
 from raftkv._pb.kv_pb2 import DeleteRangeRequest, PutRequest, PutResponse, RangeRequest, TxnRequest
@@ -18,17 +19,18 @@ from raftkv.state.machine import StateMachine
 from raftkv.state.ranges import RangeTooLong
 from raftkv.state.results import Done, Refusal, RefusalCode, Refused
 from raftkv.state.store import MemoryStore, StoreDamaged
+from raftkv.storage.state_store import StateStore
 
 SORT = RangeRequest.SortTarget
 ALL = {"key": b"\0", "range_end": b"\0"}
 
 
 @pytest.fixture(params=["memory", "leveldb"])
-def kv(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
+def kv(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Driver]:
     if request.param == "memory":
         yield Driver()
         return
-    store = LevelStore(tmp_path / "state")
+    store = StateStore.open(tmp_path / "state", create=True)
     yield Driver(store)
     store.close()
 
