@@ -100,6 +100,14 @@ class Proposals:
                 self._sent -= 1
         return tuple(Command(seq, pending.kind, pending.payload) for seq, pending in sent if not pending.abandoned)
 
+    def forget_abandoned(self) -> None:
+        """Free what callers that have gone left in the queue: without a leader nothing else ever looks at it."""
+        gone = {seq for seq in self._queued if self._pending[seq].abandoned}
+        if gone:
+            self._queued = [seq for seq in self._queued if seq not in gone]
+            for seq in gone:
+                del self._pending[seq]
+
     def applied(self, group: Group, results: Sequence[object], out: list[tuple[object, object]]) -> None:
         """Match one applied group with the callers that wait for it."""
         if group.origin != self._origin or group.incarnation != self._incarnation:
@@ -137,25 +145,32 @@ class Proposals:
 
 
 class Forwarded:
-    """What the leader remembers of other nodes' commands: the last number seen of each, in this term."""
+    """What the leader remembers of other nodes' commands: the last number seen of each life, in this term.
+
+    Of each life, not only of the latest: what an earlier one has sent may come late, when the next has already spoken.
+    """
+
+    LIVES_MAX = 1024
+    """Beyond it the life that was heard first is forgotten: nothing of it can be under way any more."""
 
     def __init__(self) -> None:
         self._term = 0
-        self._seen: dict[NodeId, tuple[int, int]] = {}
+        self._seen: dict[tuple[NodeId, int], int] = {}  # (origin, incarnation) -> the last number
 
     def fresh(self, term: int, origin: NodeId, incarnation: int, commands: Sequence[Command]) -> Sequence[Command]:
         """Those of `commands` that did not arrive before, in this term of leadership."""
         if term != self._term:
             self._term = term
             self._seen.clear()
-        known, last = self._seen.get(origin, (0, 0))
-        if known != incarnation:
-            last = 0
         if not commands:
             return commands
+        life = (origin, incarnation)
+        last = self._seen.get(life, 0)
         if commands[0].seq <= last:
             commands = [command for command in commands if command.seq > last]
             if not commands:
                 return commands
-        self._seen[origin] = (incarnation, commands[-1].seq)
+        elif not last and len(self._seen) >= self.LIVES_MAX:
+            del self._seen[next(iter(self._seen))]
+        self._seen[life] = commands[-1].seq
         return commands

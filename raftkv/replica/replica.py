@@ -23,31 +23,51 @@ from raftkv.raft.types import Entry, EntryKind, NodeId, Role, SnapshotMeta
 from raftkv.replica.effects import Answers, Apply, Effects, Forward, PeerMessage, Persist
 from raftkv.replica.proposals import Forwarded, Pending, Proposals
 from raftkv.replica.reads import Reads
-from raftkv.state.commands import Group, MalformedBatch, decode_batch, encode_batch
+from raftkv.state.commands import Command, Group, MalformedBatch, decode_batch, encode_batch
 
 COMMANDS_GOOD = 256
 """So many commands are worth an entry, or a forwarded message, of their own while another is under way. Fewer wait for
-it to end, and so gather: what costs is the message, not the byte. A single caller never waits, for nothing is under way."""
+it to end, and so gather: what costs is the message, not the byte. A single caller never waits: nothing is under way."""
 
 ENTRIES_MAX = 8
 """Entries under way; beyond it even many commands wait."""
 
 ENTRY_BYTES_MAX = 1 << 20
-"""An entry is cut at the first group beyond this, so that one append never blocks heartbeats for long."""
+"""An entry, or a forwarded message, is cut before the first command beyond this, so that nothing blocks heartbeats for
+long, and no message exceeds what a peer accepts. One command may be bigger."""
+
+KIND_MAX = 255
+"""What the encoding of a command has room for."""
+
+FORGET_TICKS = 64
+"""How often the queue is freed of callers that have gone."""
 
 
 class Replica:
     """One member's share of the cluster; see the module."""
 
-    def __init__(self, raft: Raft, incarnation: int, *, read_retry_ticks: int = 50) -> None:
+    def __init__(
+        self,
+        raft: Raft,
+        incarnation: int,
+        *,
+        read_retry_ticks: int = 50,
+        commands_good: int = COMMANDS_GOOD,
+        entries_max: int = ENTRIES_MAX,
+        entry_bytes_max: int = ENTRY_BYTES_MAX,
+    ) -> None:
         """
         Args:
             raft: consensus, as recovered from the disk.
             incarnation: a number no earlier life of this node has used; 64 bits, random in production.
             read_retry_ticks: how long a read round may stay unanswered before it is asked again.
+            commands_good, entries_max, entry_bytes_max: see the constants.
         """
         self.raft = raft
         self.incarnation = incarnation
+        self._commands_good = commands_good
+        self._entries_max = entries_max
+        self._entry_bytes_max = entry_bytes_max
         self._proposals = Proposals(raft.node_id, incarnation)
         self._forwarded = Forwarded()
         self._reads = Reads(read_retry_ticks)
@@ -89,6 +109,8 @@ class Replica:
     def tick(self) -> None:
         """One tick of time has passed."""
         self._ticks += 1
+        if self._ticks % FORGET_TICKS == 0:
+            self._proposals.forget_abandoned()
         self.raft.tick()
 
     def persisted(self, number: int) -> None:
@@ -134,6 +156,8 @@ class Replica:
         self._unknown.extend(self._proposals.lose(meta.term))
         self._applied = max(self._applied, meta.index)
         self._applied_term = max(self._applied_term, meta.term)
+        for index in [index for index in self._proposed if index <= meta.index]:
+            del self._proposed[index]
 
     # The turn.
 
@@ -177,6 +201,8 @@ class Replica:
         raft = self.raft
         if raft.role is not Role.LEADER or forward.term != raft.term:
             return  # the sender learns of the later term, and proposes anew when that term has shown what is lost
+        if any(command.kind > KIND_MAX for command in forward.commands):
+            return  # no node of ours sends that, and it could not be encoded
         commands = self._forwarded.fresh(forward.term, sender, forward.incarnation, forward.commands)
         if commands:
             if self._groups_term != raft.term:
@@ -189,21 +215,21 @@ class Replica:
         leader = raft.leader
         if leader in self._renewed:
             self._renewed.discard(leader)
-            commands = self._proposals.send_again(raft.term)
-            if commands:
-                self._outbox.append((leader, Forward(raft.term, self.incarnation, commands)))
+            self._forward(leader, self._proposals.send_again(raft.term))
         if leader == 0 or not (self._proposals.queued or self._groups):
             return
         if leader != raft.node_id:
             self._groups.clear()
-            if self._proposals.queued >= COMMANDS_GOOD or not self._proposals.sent(raft.term):
-                commands = self._proposals.take(raft.term)
-                if commands:
-                    self._outbox.append((leader, Forward(raft.term, self.incarnation, commands)))
+            if self._proposals.queued >= self._commands_good or not self._proposals.sent(raft.term):
+                self._forward(leader, self._proposals.take(raft.term))
             return
         under_way = raft.log.last - raft.log.commit
-        if under_way == 0 or (under_way < ENTRIES_MAX and self._gathered() >= COMMANDS_GOOD):
+        if under_way == 0 or (under_way < self._entries_max and self._gathered() >= self._commands_good):
             self._propose()
+
+    def _forward(self, leader: NodeId, commands: tuple[Command, ...]) -> None:
+        for part in _cut(commands, self._entry_bytes_max):
+            self._outbox.append((leader, Forward(self.raft.term, self.incarnation, part)))
 
     def _gathered(self) -> int:
         return self._proposals.queued + sum([len(group.commands) for group in self._groups])
@@ -218,7 +244,7 @@ class Replica:
         own = self._proposals.take(raft.term)
         if own:
             groups.append(Group(raft.node_id, self.incarnation, own))
-        batches = list(_batches(groups))
+        batches = list(_batches(groups, self._entry_bytes_max))
         if batches:
             term, first = raft.propose([encode_batch(batch) for batch in batches], force=True)
             for offset, batch in enumerate(batches):
@@ -251,16 +277,30 @@ class Replica:
             self._reads.dropped(context)
 
 
-def _batches(groups: Sequence[Group]) -> Iterable[Sequence[Group]]:
-    """Cut `groups` into entries of about ENTRY_BYTES_MAX."""
+def _cut(commands: tuple[Command, ...], bytes_max: int) -> Iterable[tuple[Command, ...]]:
+    """Cut `commands` into runs of at most `bytes_max`; one command may exceed it."""
+    start = size = 0
+    for place, command in enumerate(commands):
+        command_bytes = len(command.payload)
+        if place > start and size + command_bytes > bytes_max:
+            yield commands[start:place]
+            start, size = place, 0
+        size += command_bytes
+    if start < len(commands):
+        yield commands[start:]
+
+
+def _batches(groups: Sequence[Group], bytes_max: int) -> Iterable[Sequence[Group]]:
+    """Cut `groups` into entries of at most `bytes_max`; one command may exceed it."""
     batch: list[Group] = []
     size = 0
-    for group in groups:
-        group_bytes = sum(len(command.payload) for command in group.commands)
-        if batch and size + group_bytes > ENTRY_BYTES_MAX:
-            yield batch
-            batch, size = [], 0
-        batch.append(group)
-        size += group_bytes
+    for origin, incarnation, commands in groups:
+        for part in _cut(commands, bytes_max):
+            part_bytes = sum([len(command.payload) for command in part])
+            if batch and size + part_bytes > bytes_max:
+                yield batch
+                batch, size = [], 0
+            batch.append(Group(origin, incarnation, part))
+            size += part_bytes
     if batch:
         yield batch

@@ -62,6 +62,8 @@ class SimConfig:
             compact_entries=random.choice((3, 10, 1000)),
             keep_entries=random.choice((0, 2, 10)),
             read_retry_ticks=20,
+            commands_good=random.choice((1, 1, 5, 256)),
+            entry_bytes_max=random.choice((1, 200, 1 << 20)),
             lazy_turns=random.random() < 0.7,
         )
         return cls(

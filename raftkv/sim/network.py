@@ -157,7 +157,7 @@ class Network:
         stream.life += 1
         rest = [flight for flight in stream.flights if not flight.gone]
         kept = 0 if stream.held else random.randint(0, len(rest))
-        late = random.choice((0, TICK // 2, 10 * TICK))
+        late = random.choice((0, TICK // 2, 10 * TICK, 50 * TICK))
         self._abandon(stream)
         at = 0
         for flight in rest[:kept]:

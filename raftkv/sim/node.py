@@ -44,6 +44,9 @@ class NodeOptions:
     keep_entries: int
     """...and so many are kept for followers that lag a little."""
     read_retry_ticks: int
+    commands_good: int
+    """So many commands do not wait for those under way; 1: everything is pipelined."""
+    entry_bytes_max: int
     lazy_turns: bool
     """Whether several events may share a turn."""
 
@@ -116,7 +119,14 @@ class SimNode:
         random = Random(self._random.getrandbits(64))
         self.raft = Raft(self.id, self.options.raft, log, self.machine.applied_index, random)
         incarnation = self._random.getrandbits(64)
-        self.replica = Replica(self.raft, incarnation, read_retry_ticks=self.options.read_retry_ticks)
+        options = self.options
+        self.replica = Replica(
+            self.raft,
+            incarnation,
+            read_retry_ticks=options.read_retry_ticks,
+            commands_good=options.commands_good,
+            entry_bytes_max=options.entry_bytes_max,
+        )
         self._turn_due = self._compacting = False
         self._received.clear()
         self.clock.start()
