@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16raftkv/v1/common.proto\x12\traftkv.v1\"l\n\x0eResponseHeader\x12\x12\n\ncluster_id\x18\x01 \x01(\x04\x12\x11\n\tmember_id\x18\x02 \x01(\x04\x12\x10\n\x08revision\x18\x03 \x01(\x03\x12\x11\n\traft_term\x18\x04 \x01(\x04\x12\x0e\n\x06leader\x18\x64 \x01(\x04\"u\n\x08KeyValue\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\x17\n\x0f\x63reate_revision\x18\x02 \x01(\x03\x12\x14\n\x0cmod_revision\x18\x03 \x01(\x03\x12\x0f\n\x07version\x18\x04 \x01(\x03\x12\r\n\x05value\x18\x05 \x01(\x0c\x12\r\n\x05lease\x18\x06 \x01(\x03\"\x9a\x01\n\x05\x45vent\x12(\n\x04type\x18\x01 \x01(\x0e\x32\x1a.raftkv.v1.Event.EventType\x12\x1f\n\x02kv\x18\x02 \x01(\x0b\x32\x13.raftkv.v1.KeyValue\x12$\n\x07prev_kv\x18\x03 \x01(\x0b\x32\x13.raftkv.v1.KeyValue\" \n\tEventType\x12\x07\n\x03PUT\x10\x00\x12\n\n\x06\x44\x45LETE\x10\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16raftkv/v1/common.proto\x12\traftkv.v1\"l\n\x0eResponseHeader\x12\x12\n\ncluster_id\x18\x01 \x01(\x04\x12\x11\n\tmember_id\x18\x02 \x01(\x04\x12\x10\n\x08revision\x18\x03 \x01(\x03\x12\x11\n\traft_term\x18\x04 \x01(\x04\x12\x0e\n\x06leader\x18\x64 \x01(\x04\"u\n\x08KeyValue\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\x17\n\x0f\x63reate_revision\x18\x02 \x01(\x03\x12\x14\n\x0cmod_revision\x18\x03 \x01(\x03\x12\x0f\n\x07version\x18\x04 \x01(\x03\x12\r\n\x05value\x18\x05 \x01(\x0c\x12\r\n\x05lease\x18\x06 \x01(\x03\"\xab\x01\n\x05\x45vent\x12(\n\x04type\x18\x01 \x01(\x0e\x32\x1a.raftkv.v1.Event.EventType\x12\x1f\n\x02kv\x18\x02 \x01(\x0b\x32\x13.raftkv.v1.KeyValue\x12$\n\x07prev_kv\x18\x03 \x01(\x0b\x32\x13.raftkv.v1.KeyValue\x12\x0f\n\x07\x65xpired\x18\x64 \x01(\x08\" \n\tEventType\x12\x07\n\x03PUT\x10\x00\x12\n\n\x06\x44\x45LETE\x10\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,7 +36,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_KEYVALUE']._serialized_start=147
   _globals['_KEYVALUE']._serialized_end=264
   _globals['_EVENT']._serialized_start=267
-  _globals['_EVENT']._serialized_end=421
-  _globals['_EVENT_EVENTTYPE']._serialized_start=389
-  _globals['_EVENT_EVENTTYPE']._serialized_end=421
+  _globals['_EVENT']._serialized_end=438
+  _globals['_EVENT_EVENTTYPE']._serialized_start=406
+  _globals['_EVENT_EVENTTYPE']._serialized_end=438
 # @@protoc_insertion_point(module_scope)

@@ -117,7 +117,10 @@ class Event(_message.Message):
     TYPE_FIELD_NUMBER: _builtins.int
     KV_FIELD_NUMBER: _builtins.int
     PREV_KV_FIELD_NUMBER: _builtins.int
+    EXPIRED_FIELD_NUMBER: _builtins.int
     type: Global___Event.EventType.ValueType
+    expired: _builtins.bool
+    """A DELETE because its lease expired, not because somebody asked; not of etcd."""
     @_builtins.property
     def kv(self) -> Global___KeyValue:
         """For DELETE only `key` and `mod_revision` are set."""
@@ -132,10 +135,11 @@ class Event(_message.Message):
         type: Global___Event.EventType.ValueType = ...,
         kv: Global___KeyValue | None = ...,
         prev_kv: Global___KeyValue | None = ...,
+        expired: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["kv", b"kv", "prev_kv", b"prev_kv"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["kv", b"kv", "prev_kv", b"prev_kv", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expired", b"expired", "kv", b"kv", "prev_kv", b"prev_kv", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -26,7 +26,7 @@ from . import common_pb2 as raftkv_dot_v1_dot_common__pb2
 
 from .common_pb2 import *
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x12raftkv/v1/kv.proto\x12\traftkv.v1\x1a\x16raftkv/v1/common.proto\"\xde\x03\n\x0cRangeRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\x11\n\trange_end\x18\x02 \x01(\x0c\x12\r\n\x05limit\x18\x03 \x01(\x03\x12\x10\n\x08revision\x18\x04 \x01(\x03\x12\x35\n\nsort_order\x18\x05 \x01(\x0e\x32!.raftkv.v1.RangeRequest.SortOrder\x12\x37\n\x0bsort_target\x18\x06 \x01(\x0e\x32\".raftkv.v1.RangeRequest.SortTarget\x12\x14\n\x0cserializable\x18\x07 \x01(\x08\x12\x11\n\tkeys_only\x18\x08 \x01(\x08\x12\x12\n\ncount_only\x18\t \x01(\x08\x12\x18\n\x10min_mod_revision\x18\n \x01(\x03\x12\x18\n\x10max_mod_revision\x18\x0b \x01(\x03\x12\x1b\n\x13min_create_revision\x18\x0c \x01(\x03\x12\x1b\n\x13max_create_revision\x18\r \x01(\x03\".\n\tSortOrder\x12\x08\n\x04NONE\x10\x00\x12\n\n\x06\x41SCEND\x10\x01\x12\x0b\n\x07\x44\x45SCEND\x10\x02\"B\n\nSortTarget\x12\x07\n\x03KEY\x10\x00\x12\x0b\n\x07VERSION\x10\x01\x12\n\n\x06\x43REATE\x10\x02\x12\x07\n\x03MOD\x10\x03\x12\t\n\x05VALUE\x10\x04\"y\n\rRangeResponse\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x19.raftkv.v1.ResponseHeader\x12 \n\x03kvs\x18\x02 \x03(\x0b\x32\x13.raftkv.v1.KeyValue\x12\x0c\n\x04more\x18\x03 \x01(\x08\x12\r\n\x05\x63ount\x18\x04 \x01(\x03\"G\n\x13RangeStreamResponse\x12\x30\n\x0erange_response\x18\x01 \x01(\x0b\x32\x18.raftkv.v1.RangeResponse\"t\n\nPutRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\r\n\x05value\x18\x02 \x01(\x0c\x12\r\n\x05lease\x18\x03 \x01(\x03\x12\x0f\n\x07prev_kv\x18\x04 \x01(\x08\x12\x14\n\x0cignore_value\x18\x05 \x01(\x08\x12\x14\n\x0cignore_lease\x18\x06 \x01(\x08\"^\n\x0bPutResponse\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x19.raftkv.v1.ResponseHeader\x12$\n\x07prev_kv\x18\x02 \x01(\x0b\x32\x13.raftkv.v1.KeyValue\"E\n\x12\x44\x65leteRangeRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\x11\n\trange_end\x18\x02 \x01(\x0c\x12\x0f\n\x07prev_kv\x18\x03 \x01(\x08\"x\n\x13\x44\x65leteRangeResponse\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x19.raftkv.v1.ResponseHeader\x12\x0f\n\x07\x64\x65leted\x18\x02 \x01(\x03\x12%\n\x08prev_kvs\x18\x03 \x03(\x0b\x32\x13.raftkv.v1.KeyValue\"\xe3\x01\n\tRequestOp\x12\x30\n\rrequest_range\x18\x01 \x01(\x0b\x32\x17.raftkv.v1.RangeRequestH\x00\x12,\n\x0brequest_put\x18\x02 \x01(\x0b\x32\x15.raftkv.v1.PutRequestH\x00\x12=\n\x14request_delete_range\x18\x03 \x01(\x0b\x32\x1d.raftkv.v1.DeleteRangeRequestH\x00\x12,\n\x0brequest_txn\x18\x04 \x01(\x0b\x32\x15.raftkv.v1.TxnRequestH\x00\x42\t\n\x07request\"\xed\x01\n\nResponseOp\x12\x32\n\x0eresponse_range\x18\x01 \x01(\x0b\x32\x18.raftkv.v1.RangeResponseH\x00\x12.\n\x0cresponse_put\x18\x02 \x01(\x0b\x32\x16.raftkv.v1.PutResponseH\x00\x12?\n\x15response_delete_range\x18\x03 \x01(\x0b\x32\x1e.raftkv.v1.DeleteRangeResponseH\x00\x12.\n\x0cresponse_txn\x18\x04 \x01(\x0b\x32\x16.raftkv.v1.TxnResponseH\x00\x42\n\n\x08response\"\x90\x03\n\x07\x43ompare\x12\x30\n\x06result\x18\x01 \x01(\x0e\x32 .raftkv.v1.Compare.CompareResult\x12\x30\n\x06target\x18\x02 \x01(\x0e\x32 .raftkv.v1.Compare.CompareTarget\x12\x0b\n\x03key\x18\x03 \x01(\x0c\x12\x11\n\x07version\x18\x04 \x01(\x03H\x00\x12\x19\n\x0f\x63reate_revision\x18\x05 \x01(\x03H\x00\x12\x16\n\x0cmod_revision\x18\x06 \x01(\x03H\x00\x12\x0f\n\x05value\x18\x07 \x01(\x0cH\x00\x12\x0f\n\x05lease\x18\x08 \x01(\x03H\x00\x12\x11\n\trange_end\x18@ \x01(\x0c\"@\n\rCompareResult\x12\t\n\x05\x45QUAL\x10\x00\x12\x0b\n\x07GREATER\x10\x01\x12\x08\n\x04LESS\x10\x02\x12\r\n\tNOT_EQUAL\x10\x03\"G\n\rCompareTarget\x12\x0b\n\x07VERSION\x10\x00\x12\n\n\x06\x43REATE\x10\x01\x12\x07\n\x03MOD\x10\x02\x12\t\n\x05VALUE\x10\x03\x12\t\n\x05LEASE\x10\x04\x42\x0e\n\x0ctarget_union\"\x7f\n\nTxnRequest\x12#\n\x07\x63ompare\x18\x01 \x03(\x0b\x32\x12.raftkv.v1.Compare\x12%\n\x07success\x18\x02 \x03(\x0b\x32\x14.raftkv.v1.RequestOp\x12%\n\x07\x66\x61ilure\x18\x03 \x03(\x0b\x32\x14.raftkv.v1.RequestOp\"u\n\x0bTxnResponse\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x19.raftkv.v1.ResponseHeader\x12\x11\n\tsucceeded\x18\x02 \x01(\x08\x12(\n\tresponses\x18\x03 \x03(\x0b\x32\x15.raftkv.v1.ResponseOp\"7\n\x11\x43ompactionRequest\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12\x10\n\x08physical\x18\x02 \x01(\x08\"?\n\x12\x43ompactionResponse\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x19.raftkv.v1.ResponseHeader2\x8c\x03\n\x02KV\x12:\n\x05Range\x12\x17.raftkv.v1.RangeRequest\x1a\x18.raftkv.v1.RangeResponse\x12H\n\x0bRangeStream\x12\x17.raftkv.v1.RangeRequest\x1a\x1e.raftkv.v1.RangeStreamResponse0\x01\x12\x34\n\x03Put\x12\x15.raftkv.v1.PutRequest\x1a\x16.raftkv.v1.PutResponse\x12L\n\x0b\x44\x65leteRange\x12\x1d.raftkv.v1.DeleteRangeRequest\x1a\x1e.raftkv.v1.DeleteRangeResponse\x12\x34\n\x03Txn\x12\x15.raftkv.v1.TxnRequest\x1a\x16.raftkv.v1.TxnResponse\x12\x46\n\x07\x43ompact\x12\x1c.raftkv.v1.CompactionRequest\x1a\x1d.raftkv.v1.CompactionResponseP\x00\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x12raftkv/v1/kv.proto\x12\traftkv.v1\x1a\x16raftkv/v1/common.proto\"\xde\x03\n\x0cRangeRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\x11\n\trange_end\x18\x02 \x01(\x0c\x12\r\n\x05limit\x18\x03 \x01(\x03\x12\x10\n\x08revision\x18\x04 \x01(\x03\x12\x35\n\nsort_order\x18\x05 \x01(\x0e\x32!.raftkv.v1.RangeRequest.SortOrder\x12\x37\n\x0bsort_target\x18\x06 \x01(\x0e\x32\".raftkv.v1.RangeRequest.SortTarget\x12\x14\n\x0cserializable\x18\x07 \x01(\x08\x12\x11\n\tkeys_only\x18\x08 \x01(\x08\x12\x12\n\ncount_only\x18\t \x01(\x08\x12\x18\n\x10min_mod_revision\x18\n \x01(\x03\x12\x18\n\x10max_mod_revision\x18\x0b \x01(\x03\x12\x1b\n\x13min_create_revision\x18\x0c \x01(\x03\x12\x1b\n\x13max_create_revision\x18\r \x01(\x03\".\n\tSortOrder\x12\x08\n\x04NONE\x10\x00\x12\n\n\x06\x41SCEND\x10\x01\x12\x0b\n\x07\x44\x45SCEND\x10\x02\"B\n\nSortTarget\x12\x07\n\x03KEY\x10\x00\x12\x0b\n\x07VERSION\x10\x01\x12\n\n\x06\x43REATE\x10\x02\x12\x07\n\x03MOD\x10\x03\x12\t\n\x05VALUE\x10\x04\"y\n\rRangeResponse\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x19.raftkv.v1.ResponseHeader\x12 \n\x03kvs\x18\x02 \x03(\x0b\x32\x13.raftkv.v1.KeyValue\x12\x0c\n\x04more\x18\x03 \x01(\x08\x12\r\n\x05\x63ount\x18\x04 \x01(\x03\"G\n\x13RangeStreamResponse\x12\x30\n\x0erange_response\x18\x01 \x01(\x0b\x32\x18.raftkv.v1.RangeResponse\"\x96\x01\n\nPutRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\r\n\x05value\x18\x02 \x01(\x0c\x12\r\n\x05lease\x18\x03 \x01(\x03\x12\x0f\n\x07prev_kv\x18\x04 \x01(\x08\x12\x14\n\x0cignore_value\x18\x05 \x01(\x08\x12\x14\n\x0cignore_lease\x18\x06 \x01(\x08\x12 \n\x06guards\x18\x64 \x03(\x0b\x32\x10.raftkv.v1.Guard\"#\n\x05Guard\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\r\n\x05token\x18\x02 \x01(\x03\"^\n\x0bPutResponse\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x19.raftkv.v1.ResponseHeader\x12$\n\x07prev_kv\x18\x02 \x01(\x0b\x32\x13.raftkv.v1.KeyValue\"g\n\x12\x44\x65leteRangeRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\x11\n\trange_end\x18\x02 \x01(\x0c\x12\x0f\n\x07prev_kv\x18\x03 \x01(\x08\x12 \n\x06guards\x18\x64 \x03(\x0b\x32\x10.raftkv.v1.Guard\"x\n\x13\x44\x65leteRangeResponse\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x19.raftkv.v1.ResponseHeader\x12\x0f\n\x07\x64\x65leted\x18\x02 \x01(\x03\x12%\n\x08prev_kvs\x18\x03 \x03(\x0b\x32\x13.raftkv.v1.KeyValue\"\xe3\x01\n\tRequestOp\x12\x30\n\rrequest_range\x18\x01 \x01(\x0b\x32\x17.raftkv.v1.RangeRequestH\x00\x12,\n\x0brequest_put\x18\x02 \x01(\x0b\x32\x15.raftkv.v1.PutRequestH\x00\x12=\n\x14request_delete_range\x18\x03 \x01(\x0b\x32\x1d.raftkv.v1.DeleteRangeRequestH\x00\x12,\n\x0brequest_txn\x18\x04 \x01(\x0b\x32\x15.raftkv.v1.TxnRequestH\x00\x42\t\n\x07request\"\xed\x01\n\nResponseOp\x12\x32\n\x0eresponse_range\x18\x01 \x01(\x0b\x32\x18.raftkv.v1.RangeResponseH\x00\x12.\n\x0cresponse_put\x18\x02 \x01(\x0b\x32\x16.raftkv.v1.PutResponseH\x00\x12?\n\x15response_delete_range\x18\x03 \x01(\x0b\x32\x1e.raftkv.v1.DeleteRangeResponseH\x00\x12.\n\x0cresponse_txn\x18\x04 \x01(\x0b\x32\x16.raftkv.v1.TxnResponseH\x00\x42\n\n\x08response\"\x90\x03\n\x07\x43ompare\x12\x30\n\x06result\x18\x01 \x01(\x0e\x32 .raftkv.v1.Compare.CompareResult\x12\x30\n\x06target\x18\x02 \x01(\x0e\x32 .raftkv.v1.Compare.CompareTarget\x12\x0b\n\x03key\x18\x03 \x01(\x0c\x12\x11\n\x07version\x18\x04 \x01(\x03H\x00\x12\x19\n\x0f\x63reate_revision\x18\x05 \x01(\x03H\x00\x12\x16\n\x0cmod_revision\x18\x06 \x01(\x03H\x00\x12\x0f\n\x05value\x18\x07 \x01(\x0cH\x00\x12\x0f\n\x05lease\x18\x08 \x01(\x03H\x00\x12\x11\n\trange_end\x18@ \x01(\x0c\"@\n\rCompareResult\x12\t\n\x05\x45QUAL\x10\x00\x12\x0b\n\x07GREATER\x10\x01\x12\x08\n\x04LESS\x10\x02\x12\r\n\tNOT_EQUAL\x10\x03\"G\n\rCompareTarget\x12\x0b\n\x07VERSION\x10\x00\x12\n\n\x06\x43REATE\x10\x01\x12\x07\n\x03MOD\x10\x02\x12\t\n\x05VALUE\x10\x03\x12\t\n\x05LEASE\x10\x04\x42\x0e\n\x0ctarget_union\"\xa1\x01\n\nTxnRequest\x12#\n\x07\x63ompare\x18\x01 \x03(\x0b\x32\x12.raftkv.v1.Compare\x12%\n\x07success\x18\x02 \x03(\x0b\x32\x14.raftkv.v1.RequestOp\x12%\n\x07\x66\x61ilure\x18\x03 \x03(\x0b\x32\x14.raftkv.v1.RequestOp\x12 \n\x06guards\x18\x64 \x03(\x0b\x32\x10.raftkv.v1.Guard\"u\n\x0bTxnResponse\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x19.raftkv.v1.ResponseHeader\x12\x11\n\tsucceeded\x18\x02 \x01(\x08\x12(\n\tresponses\x18\x03 \x03(\x0b\x32\x15.raftkv.v1.ResponseOp\"7\n\x11\x43ompactionRequest\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12\x10\n\x08physical\x18\x02 \x01(\x08\"?\n\x12\x43ompactionResponse\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x19.raftkv.v1.ResponseHeader2\x8c\x03\n\x02KV\x12:\n\x05Range\x12\x17.raftkv.v1.RangeRequest\x1a\x18.raftkv.v1.RangeResponse\x12H\n\x0bRangeStream\x12\x17.raftkv.v1.RangeRequest\x1a\x1e.raftkv.v1.RangeStreamResponse0\x01\x12\x34\n\x03Put\x12\x15.raftkv.v1.PutRequest\x1a\x16.raftkv.v1.PutResponse\x12L\n\x0b\x44\x65leteRange\x12\x1d.raftkv.v1.DeleteRangeRequest\x1a\x1e.raftkv.v1.DeleteRangeResponse\x12\x34\n\x03Txn\x12\x15.raftkv.v1.TxnRequest\x1a\x16.raftkv.v1.TxnResponse\x12\x46\n\x07\x43ompact\x12\x1c.raftkv.v1.CompactionRequest\x1a\x1d.raftkv.v1.CompactionResponseP\x00\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,32 +43,34 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RANGERESPONSE']._serialized_end=659
   _globals['_RANGESTREAMRESPONSE']._serialized_start=661
   _globals['_RANGESTREAMRESPONSE']._serialized_end=732
-  _globals['_PUTREQUEST']._serialized_start=734
-  _globals['_PUTREQUEST']._serialized_end=850
-  _globals['_PUTRESPONSE']._serialized_start=852
-  _globals['_PUTRESPONSE']._serialized_end=946
-  _globals['_DELETERANGEREQUEST']._serialized_start=948
-  _globals['_DELETERANGEREQUEST']._serialized_end=1017
-  _globals['_DELETERANGERESPONSE']._serialized_start=1019
-  _globals['_DELETERANGERESPONSE']._serialized_end=1139
-  _globals['_REQUESTOP']._serialized_start=1142
-  _globals['_REQUESTOP']._serialized_end=1369
-  _globals['_RESPONSEOP']._serialized_start=1372
-  _globals['_RESPONSEOP']._serialized_end=1609
-  _globals['_COMPARE']._serialized_start=1612
-  _globals['_COMPARE']._serialized_end=2012
-  _globals['_COMPARE_COMPARERESULT']._serialized_start=1859
-  _globals['_COMPARE_COMPARERESULT']._serialized_end=1923
-  _globals['_COMPARE_COMPARETARGET']._serialized_start=1925
-  _globals['_COMPARE_COMPARETARGET']._serialized_end=1996
-  _globals['_TXNREQUEST']._serialized_start=2014
-  _globals['_TXNREQUEST']._serialized_end=2141
-  _globals['_TXNRESPONSE']._serialized_start=2143
-  _globals['_TXNRESPONSE']._serialized_end=2260
-  _globals['_COMPACTIONREQUEST']._serialized_start=2262
-  _globals['_COMPACTIONREQUEST']._serialized_end=2317
-  _globals['_COMPACTIONRESPONSE']._serialized_start=2319
-  _globals['_COMPACTIONRESPONSE']._serialized_end=2382
-  _globals['_KV']._serialized_start=2385
-  _globals['_KV']._serialized_end=2781
+  _globals['_PUTREQUEST']._serialized_start=735
+  _globals['_PUTREQUEST']._serialized_end=885
+  _globals['_GUARD']._serialized_start=887
+  _globals['_GUARD']._serialized_end=922
+  _globals['_PUTRESPONSE']._serialized_start=924
+  _globals['_PUTRESPONSE']._serialized_end=1018
+  _globals['_DELETERANGEREQUEST']._serialized_start=1020
+  _globals['_DELETERANGEREQUEST']._serialized_end=1123
+  _globals['_DELETERANGERESPONSE']._serialized_start=1125
+  _globals['_DELETERANGERESPONSE']._serialized_end=1245
+  _globals['_REQUESTOP']._serialized_start=1248
+  _globals['_REQUESTOP']._serialized_end=1475
+  _globals['_RESPONSEOP']._serialized_start=1478
+  _globals['_RESPONSEOP']._serialized_end=1715
+  _globals['_COMPARE']._serialized_start=1718
+  _globals['_COMPARE']._serialized_end=2118
+  _globals['_COMPARE_COMPARERESULT']._serialized_start=1965
+  _globals['_COMPARE_COMPARERESULT']._serialized_end=2029
+  _globals['_COMPARE_COMPARETARGET']._serialized_start=2031
+  _globals['_COMPARE_COMPARETARGET']._serialized_end=2102
+  _globals['_TXNREQUEST']._serialized_start=2121
+  _globals['_TXNREQUEST']._serialized_end=2282
+  _globals['_TXNRESPONSE']._serialized_start=2284
+  _globals['_TXNRESPONSE']._serialized_end=2401
+  _globals['_COMPACTIONREQUEST']._serialized_start=2403
+  _globals['_COMPACTIONREQUEST']._serialized_end=2458
+  _globals['_COMPACTIONRESPONSE']._serialized_start=2460
+  _globals['_COMPACTIONRESPONSE']._serialized_end=2523
+  _globals['_KV']._serialized_start=2526
+  _globals['_KV']._serialized_end=2922
 # @@protoc_insertion_point(module_scope)

@@ -182,6 +182,7 @@ class PutRequest(_message.Message):
     PREV_KV_FIELD_NUMBER: _builtins.int
     IGNORE_VALUE_FIELD_NUMBER: _builtins.int
     IGNORE_LEASE_FIELD_NUMBER: _builtins.int
+    GUARDS_FIELD_NUMBER: _builtins.int
     key: _builtins.bytes
     value: _builtins.bytes
     lease: _builtins.int
@@ -191,6 +192,10 @@ class PutRequest(_message.Message):
     """Keep the value the key has; it must exist."""
     ignore_lease: _builtins.bool
     """Keep the lease the key has; it must exist."""
+    @_builtins.property
+    def guards(self) -> _containers.RepeatedCompositeFieldContainer[Global___Guard]:
+        """Not of etcd: refused as a whole unless every guard holds."""
+
     def __init__(
         self,
         *,
@@ -200,14 +205,39 @@ class PutRequest(_message.Message):
         prev_kv: _builtins.bool = ...,
         ignore_value: _builtins.bool = ...,
         ignore_lease: _builtins.bool = ...,
+        guards: _abc.Iterable[Global___Guard] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ignore_lease", b"ignore_lease", "ignore_value", b"ignore_value", "key", b"key", "lease", b"lease", "prev_kv", b"prev_kv", "value", b"value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["guards", b"guards", "ignore_lease", b"ignore_lease", "ignore_value", b"ignore_value", "key", b"key", "lease", b"lease", "prev_kv", b"prev_kv", "value", b"value"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PutRequest: _TypeAlias = PutRequest  # noqa: Y015
+
+@_typing.final
+class Guard(_message.Message):
+    """A lock under which a write is made: it holds while `key` exists with this create revision, the fencing token."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    TOKEN_FIELD_NUMBER: _builtins.int
+    key: _builtins.bytes
+    token: _builtins.int
+    def __init__(
+        self,
+        *,
+        key: _builtins.bytes = ...,
+        token: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "token", b"token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Guard: _TypeAlias = Guard  # noqa: Y015
 
 @_typing.final
 class PutResponse(_message.Message):
@@ -240,19 +270,25 @@ class DeleteRangeRequest(_message.Message):
     KEY_FIELD_NUMBER: _builtins.int
     RANGE_END_FIELD_NUMBER: _builtins.int
     PREV_KV_FIELD_NUMBER: _builtins.int
+    GUARDS_FIELD_NUMBER: _builtins.int
     key: _builtins.bytes
     range_end: _builtins.bytes
     prev_kv: _builtins.bool
+    @_builtins.property
+    def guards(self) -> _containers.RepeatedCompositeFieldContainer[Global___Guard]:
+        """Not of etcd: refused as a whole unless every guard holds."""
+
     def __init__(
         self,
         *,
         key: _builtins.bytes = ...,
         range_end: _builtins.bytes = ...,
         prev_kv: _builtins.bool = ...,
+        guards: _abc.Iterable[Global___Guard] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "prev_kv", b"prev_kv", "range_end", b"range_end"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["guards", b"guards", "key", b"key", "prev_kv", b"prev_kv", "range_end", b"range_end"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -445,6 +481,7 @@ class TxnRequest(_message.Message):
     COMPARE_FIELD_NUMBER: _builtins.int
     SUCCESS_FIELD_NUMBER: _builtins.int
     FAILURE_FIELD_NUMBER: _builtins.int
+    GUARDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def compare(self) -> _containers.RepeatedCompositeFieldContainer[Global___Compare]: ...
     @_builtins.property
@@ -453,16 +490,21 @@ class TxnRequest(_message.Message):
 
     @_builtins.property
     def failure(self) -> _containers.RepeatedCompositeFieldContainer[Global___RequestOp]: ...
+    @_builtins.property
+    def guards(self) -> _containers.RepeatedCompositeFieldContainer[Global___Guard]:
+        """Not of etcd: refused as a whole unless every guard holds. Looked at on the outermost transaction only."""
+
     def __init__(
         self,
         *,
         compare: _abc.Iterable[Global___Compare] | None = ...,
         success: _abc.Iterable[Global___RequestOp] | None = ...,
         failure: _abc.Iterable[Global___RequestOp] | None = ...,
+        guards: _abc.Iterable[Global___Guard] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["compare", b"compare", "failure", b"failure", "success", b"success"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compare", b"compare", "failure", b"failure", "guards", b"guards", "success", b"success"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -26,7 +26,7 @@ from . import common_pb2 as raftkv_dot_v1_dot_common__pb2
 
 from .common_pb2 import *
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15raftkv/v1/lease.proto\x12\traftkv.v1\x1a\x16raftkv/v1/common.proto\",\n\x11LeaseGrantRequest\x12\x0b\n\x03TTL\x18\x01 \x01(\x03\x12\n\n\x02ID\x18\x02 \x01(\x03\"g\n\x12LeaseGrantResponse\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x19.raftkv.v1.ResponseHeader\x12\n\n\x02ID\x18\x02 \x01(\x03\x12\x0b\n\x03TTL\x18\x03 \x01(\x03\x12\r\n\x05\x65rror\x18\x04 \x01(\t\" \n\x12LeaseRevokeRequest\x12\n\n\x02ID\x18\x01 \x01(\x03\"@\n\x13LeaseRevokeResponse\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x19.raftkv.v1.ResponseHeader\"4\n\x0fLeaseCheckpoint\x12\n\n\x02ID\x18\x01 \x01(\x03\x12\x15\n\rremaining_TTL\x18\x02 \x01(\x03\"I\n\x16LeaseCheckpointRequest\x12/\n\x0b\x63heckpoints\x18\x01 \x03(\x0b\x32\x1a.raftkv.v1.LeaseCheckpoint\"D\n\x17LeaseCheckpointResponse\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x19.raftkv.v1.ResponseHeader\"#\n\x15LeaseKeepAliveRequest\x12\n\n\x02ID\x18\x01 \x01(\x03\"\\\n\x16LeaseKeepAliveResponse\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x19.raftkv.v1.ResponseHeader\x12\n\n\x02ID\x18\x02 \x01(\x03\x12\x0b\n\x03TTL\x18\x03 \x01(\x03\"2\n\x16LeaseTimeToLiveRequest\x12\n\n\x02ID\x18\x01 \x01(\x03\x12\x0c\n\x04keys\x18\x02 \x01(\x08\"\x7f\n\x17LeaseTimeToLiveResponse\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x19.raftkv.v1.ResponseHeader\x12\n\n\x02ID\x18\x02 \x01(\x03\x12\x0b\n\x03TTL\x18\x03 \x01(\x03\x12\x12\n\ngrantedTTL\x18\x04 \x01(\x03\x12\x0c\n\x04keys\x18\x05 \x03(\x0c\"\x14\n\x12LeaseLeasesRequest\"\x19\n\x0bLeaseStatus\x12\n\n\x02ID\x18\x01 \x01(\x03\"h\n\x13LeaseLeasesResponse\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x19.raftkv.v1.ResponseHeader\x12&\n\x06leases\x18\x02 \x03(\x0b\x32\x16.raftkv.v1.LeaseStatus2\xa3\x03\n\x05Lease\x12I\n\nLeaseGrant\x12\x1c.raftkv.v1.LeaseGrantRequest\x1a\x1d.raftkv.v1.LeaseGrantResponse\x12L\n\x0bLeaseRevoke\x12\x1d.raftkv.v1.LeaseRevokeRequest\x1a\x1e.raftkv.v1.LeaseRevokeResponse\x12Y\n\x0eLeaseKeepAlive\x12 .raftkv.v1.LeaseKeepAliveRequest\x1a!.raftkv.v1.LeaseKeepAliveResponse(\x01\x30\x01\x12X\n\x0fLeaseTimeToLive\x12!.raftkv.v1.LeaseTimeToLiveRequest\x1a\".raftkv.v1.LeaseTimeToLiveResponse\x12L\n\x0bLeaseLeases\x12\x1d.raftkv.v1.LeaseLeasesRequest\x1a\x1e.raftkv.v1.LeaseLeasesResponseP\x00\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15raftkv/v1/lease.proto\x12\traftkv.v1\x1a\x16raftkv/v1/common.proto\"<\n\x11LeaseGrantRequest\x12\x0b\n\x03TTL\x18\x01 \x01(\x03\x12\n\n\x02ID\x18\x02 \x01(\x03\x12\x0e\n\x06ttl_ms\x18\x64 \x01(\x03\"w\n\x12LeaseGrantResponse\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x19.raftkv.v1.ResponseHeader\x12\n\n\x02ID\x18\x02 \x01(\x03\x12\x0b\n\x03TTL\x18\x03 \x01(\x03\x12\r\n\x05\x65rror\x18\x04 \x01(\t\x12\x0e\n\x06ttl_ms\x18\x64 \x01(\x03\" \n\x12LeaseRevokeRequest\x12\n\n\x02ID\x18\x01 \x01(\x03\"@\n\x13LeaseRevokeResponse\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x19.raftkv.v1.ResponseHeader\"4\n\x0fLeaseCheckpoint\x12\n\n\x02ID\x18\x01 \x01(\x03\x12\x15\n\rremaining_TTL\x18\x02 \x01(\x03\"I\n\x16LeaseCheckpointRequest\x12/\n\x0b\x63heckpoints\x18\x01 \x03(\x0b\x32\x1a.raftkv.v1.LeaseCheckpoint\"D\n\x17LeaseCheckpointResponse\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x19.raftkv.v1.ResponseHeader\"#\n\x15LeaseKeepAliveRequest\x12\n\n\x02ID\x18\x01 \x01(\x03\"l\n\x16LeaseKeepAliveResponse\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x19.raftkv.v1.ResponseHeader\x12\n\n\x02ID\x18\x02 \x01(\x03\x12\x0b\n\x03TTL\x18\x03 \x01(\x03\x12\x0e\n\x06ttl_ms\x18\x64 \x01(\x03\"2\n\x16LeaseTimeToLiveRequest\x12\n\n\x02ID\x18\x01 \x01(\x03\x12\x0c\n\x04keys\x18\x02 \x01(\x08\"\x8f\x01\n\x17LeaseTimeToLiveResponse\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x19.raftkv.v1.ResponseHeader\x12\n\n\x02ID\x18\x02 \x01(\x03\x12\x0b\n\x03TTL\x18\x03 \x01(\x03\x12\x12\n\ngrantedTTL\x18\x04 \x01(\x03\x12\x0c\n\x04keys\x18\x05 \x03(\x0c\x12\x0e\n\x06ttl_ms\x18\x64 \x01(\x03\"\x14\n\x12LeaseLeasesRequest\"\x19\n\x0bLeaseStatus\x12\n\n\x02ID\x18\x01 \x01(\x03\"h\n\x13LeaseLeasesResponse\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x19.raftkv.v1.ResponseHeader\x12&\n\x06leases\x18\x02 \x03(\x0b\x32\x16.raftkv.v1.LeaseStatus2\xa3\x03\n\x05Lease\x12I\n\nLeaseGrant\x12\x1c.raftkv.v1.LeaseGrantRequest\x1a\x1d.raftkv.v1.LeaseGrantResponse\x12L\n\x0bLeaseRevoke\x12\x1d.raftkv.v1.LeaseRevokeRequest\x1a\x1e.raftkv.v1.LeaseRevokeResponse\x12Y\n\x0eLeaseKeepAlive\x12 .raftkv.v1.LeaseKeepAliveRequest\x1a!.raftkv.v1.LeaseKeepAliveResponse(\x01\x30\x01\x12X\n\x0fLeaseTimeToLive\x12!.raftkv.v1.LeaseTimeToLiveRequest\x1a\".raftkv.v1.LeaseTimeToLiveResponse\x12L\n\x0bLeaseLeases\x12\x1d.raftkv.v1.LeaseLeasesRequest\x1a\x1e.raftkv.v1.LeaseLeasesResponseP\x00\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,33 +34,33 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'raftkv.v1.lease_pb2', _glob
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_LEASEGRANTREQUEST']._serialized_start=60
-  _globals['_LEASEGRANTREQUEST']._serialized_end=104
-  _globals['_LEASEGRANTRESPONSE']._serialized_start=106
-  _globals['_LEASEGRANTRESPONSE']._serialized_end=209
-  _globals['_LEASEREVOKEREQUEST']._serialized_start=211
-  _globals['_LEASEREVOKEREQUEST']._serialized_end=243
-  _globals['_LEASEREVOKERESPONSE']._serialized_start=245
-  _globals['_LEASEREVOKERESPONSE']._serialized_end=309
-  _globals['_LEASECHECKPOINT']._serialized_start=311
-  _globals['_LEASECHECKPOINT']._serialized_end=363
-  _globals['_LEASECHECKPOINTREQUEST']._serialized_start=365
-  _globals['_LEASECHECKPOINTREQUEST']._serialized_end=438
-  _globals['_LEASECHECKPOINTRESPONSE']._serialized_start=440
-  _globals['_LEASECHECKPOINTRESPONSE']._serialized_end=508
-  _globals['_LEASEKEEPALIVEREQUEST']._serialized_start=510
-  _globals['_LEASEKEEPALIVEREQUEST']._serialized_end=545
-  _globals['_LEASEKEEPALIVERESPONSE']._serialized_start=547
-  _globals['_LEASEKEEPALIVERESPONSE']._serialized_end=639
-  _globals['_LEASETIMETOLIVEREQUEST']._serialized_start=641
-  _globals['_LEASETIMETOLIVEREQUEST']._serialized_end=691
-  _globals['_LEASETIMETOLIVERESPONSE']._serialized_start=693
-  _globals['_LEASETIMETOLIVERESPONSE']._serialized_end=820
-  _globals['_LEASELEASESREQUEST']._serialized_start=822
-  _globals['_LEASELEASESREQUEST']._serialized_end=842
-  _globals['_LEASESTATUS']._serialized_start=844
-  _globals['_LEASESTATUS']._serialized_end=869
-  _globals['_LEASELEASESRESPONSE']._serialized_start=871
-  _globals['_LEASELEASESRESPONSE']._serialized_end=975
-  _globals['_LEASE']._serialized_start=978
-  _globals['_LEASE']._serialized_end=1397
+  _globals['_LEASEGRANTREQUEST']._serialized_end=120
+  _globals['_LEASEGRANTRESPONSE']._serialized_start=122
+  _globals['_LEASEGRANTRESPONSE']._serialized_end=241
+  _globals['_LEASEREVOKEREQUEST']._serialized_start=243
+  _globals['_LEASEREVOKEREQUEST']._serialized_end=275
+  _globals['_LEASEREVOKERESPONSE']._serialized_start=277
+  _globals['_LEASEREVOKERESPONSE']._serialized_end=341
+  _globals['_LEASECHECKPOINT']._serialized_start=343
+  _globals['_LEASECHECKPOINT']._serialized_end=395
+  _globals['_LEASECHECKPOINTREQUEST']._serialized_start=397
+  _globals['_LEASECHECKPOINTREQUEST']._serialized_end=470
+  _globals['_LEASECHECKPOINTRESPONSE']._serialized_start=472
+  _globals['_LEASECHECKPOINTRESPONSE']._serialized_end=540
+  _globals['_LEASEKEEPALIVEREQUEST']._serialized_start=542
+  _globals['_LEASEKEEPALIVEREQUEST']._serialized_end=577
+  _globals['_LEASEKEEPALIVERESPONSE']._serialized_start=579
+  _globals['_LEASEKEEPALIVERESPONSE']._serialized_end=687
+  _globals['_LEASETIMETOLIVEREQUEST']._serialized_start=689
+  _globals['_LEASETIMETOLIVEREQUEST']._serialized_end=739
+  _globals['_LEASETIMETOLIVERESPONSE']._serialized_start=742
+  _globals['_LEASETIMETOLIVERESPONSE']._serialized_end=885
+  _globals['_LEASELEASESREQUEST']._serialized_start=887
+  _globals['_LEASELEASESREQUEST']._serialized_end=907
+  _globals['_LEASESTATUS']._serialized_start=909
+  _globals['_LEASESTATUS']._serialized_end=934
+  _globals['_LEASELEASESRESPONSE']._serialized_start=936
+  _globals['_LEASELEASESRESPONSE']._serialized_end=1040
+  _globals['_LEASE']._serialized_start=1043
+  _globals['_LEASE']._serialized_end=1462
 # @@protoc_insertion_point(module_scope)

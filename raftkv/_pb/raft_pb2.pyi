@@ -73,6 +73,8 @@ class PeerMessage(_message.Message):
     READ_INDEX_FIELD_NUMBER: _builtins.int
     READ_INDEX_REPLY_FIELD_NUMBER: _builtins.int
     FORWARD_FIELD_NUMBER: _builtins.int
+    LEASE_ASK_FIELD_NUMBER: _builtins.int
+    LEASE_ANSWER_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def pre_vote(self) -> Global___RaftPreVote: ...
     @_builtins.property
@@ -97,6 +99,10 @@ class PeerMessage(_message.Message):
     def read_index_reply(self) -> Global___RaftReadIndexReply: ...
     @_builtins.property
     def forward(self) -> Global___Forward: ...
+    @_builtins.property
+    def lease_ask(self) -> Global___LeaseAsk: ...
+    @_builtins.property
+    def lease_answer(self) -> Global___LeaseAnswer: ...
     def __init__(
         self,
         *,
@@ -112,16 +118,105 @@ class PeerMessage(_message.Message):
         read_index: Global___RaftReadIndex | None = ...,
         read_index_reply: Global___RaftReadIndexReply | None = ...,
         forward: Global___Forward | None = ...,
+        lease_ask: Global___LeaseAsk | None = ...,
+        lease_answer: Global___LeaseAnswer | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["append", b"append", "append_reply", b"append_reply", "forward", b"forward", "heartbeat", b"heartbeat", "heartbeat_reply", b"heartbeat_reply", "kind", b"kind", "pre_vote", b"pre_vote", "pre_vote_reply", b"pre_vote_reply", "read_index", b"read_index", "read_index_reply", b"read_index_reply", "timeout_now", b"timeout_now", "vote", b"vote", "vote_reply", b"vote_reply"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["append", b"append", "append_reply", b"append_reply", "forward", b"forward", "heartbeat", b"heartbeat", "heartbeat_reply", b"heartbeat_reply", "kind", b"kind", "lease_answer", b"lease_answer", "lease_ask", b"lease_ask", "pre_vote", b"pre_vote", "pre_vote_reply", b"pre_vote_reply", "read_index", b"read_index", "read_index_reply", b"read_index_reply", "timeout_now", b"timeout_now", "vote", b"vote", "vote_reply", b"vote_reply"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["append", b"append", "append_reply", b"append_reply", "forward", b"forward", "heartbeat", b"heartbeat", "heartbeat_reply", b"heartbeat_reply", "kind", b"kind", "pre_vote", b"pre_vote", "pre_vote_reply", b"pre_vote_reply", "read_index", b"read_index", "read_index_reply", b"read_index_reply", "timeout_now", b"timeout_now", "vote", b"vote", "vote_reply", b"vote_reply"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["append", b"append", "append_reply", b"append_reply", "forward", b"forward", "heartbeat", b"heartbeat", "heartbeat_reply", b"heartbeat_reply", "kind", b"kind", "lease_answer", b"lease_answer", "lease_ask", b"lease_ask", "pre_vote", b"pre_vote", "pre_vote_reply", b"pre_vote_reply", "read_index", b"read_index", "read_index_reply", b"read_index_reply", "timeout_now", b"timeout_now", "vote", b"vote", "vote_reply", b"vote_reply"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["pre_vote", "pre_vote_reply", "vote", "vote_reply", "append", "append_reply", "heartbeat", "heartbeat_reply", "timeout_now", "read_index", "read_index_reply", "forward"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["pre_vote", "pre_vote_reply", "vote", "vote_reply", "append", "append_reply", "heartbeat", "heartbeat_reply", "timeout_now", "read_index", "read_index_reply", "forward", "lease_ask", "lease_answer"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
 Global___PeerMessage: _TypeAlias = PeerMessage  # noqa: Y015
+
+@_typing.final
+class LeaseAsk(_message.Message):
+    """From the node that was asked to the leader: keep these leases alive, or tell how long they have."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TERM_FIELD_NUMBER: _builtins.int
+    CONTEXT_FIELD_NUMBER: _builtins.int
+    RENEW_FIELD_NUMBER: _builtins.int
+    LOOK_FIELD_NUMBER: _builtins.int
+    term: _builtins.int
+    context: _builtins.int
+    @_builtins.property
+    def renew(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def look(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        term: _builtins.int = ...,
+        context: _builtins.int = ...,
+        renew: _abc.Iterable[_builtins.int] | None = ...,
+        look: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "look", b"look", "renew", b"renew", "term", b"term"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LeaseAsk: _TypeAlias = LeaseAsk  # noqa: Y015
+
+@_typing.final
+class LeaseLeft(_message.Message):
+    """What a lease has left; both 0 where the leader does not know it (any more)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    REMAINING_MS_FIELD_NUMBER: _builtins.int
+    GRANTED_MS_FIELD_NUMBER: _builtins.int
+    id: _builtins.int
+    remaining_ms: _builtins.int
+    granted_ms: _builtins.int
+    def __init__(
+        self,
+        *,
+        id: _builtins.int = ...,
+        remaining_ms: _builtins.int = ...,
+        granted_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["granted_ms", b"granted_ms", "id", b"id", "remaining_ms", b"remaining_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LeaseLeft: _TypeAlias = LeaseLeft  # noqa: Y015
+
+@_typing.final
+class LeaseAnswer(_message.Message):
+    """Given after a round that proved the leadership, begun after the question had come."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TERM_FIELD_NUMBER: _builtins.int
+    CONTEXT_FIELD_NUMBER: _builtins.int
+    LEASES_FIELD_NUMBER: _builtins.int
+    term: _builtins.int
+    context: _builtins.int
+    @_builtins.property
+    def leases(self) -> _containers.RepeatedCompositeFieldContainer[Global___LeaseLeft]: ...
+    def __init__(
+        self,
+        *,
+        term: _builtins.int = ...,
+        context: _builtins.int = ...,
+        leases: _abc.Iterable[Global___LeaseLeft] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "leases", b"leases", "term", b"term"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LeaseAnswer: _TypeAlias = LeaseAnswer  # noqa: Y015
 
 @_typing.final
 class RaftPreVote(_message.Message):

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15raftkv/v1/state.proto\x12\traftkv.v1\"T\n\x10MemberAttributes\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x11\n\tpeer_urls\x18\x03 \x03(\t\x12\x13\n\x0b\x63lient_urls\x18\x04 \x03(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15raftkv/v1/state.proto\x12\traftkv.v1\"T\n\x10MemberAttributes\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x11\n\tpeer_urls\x18\x03 \x03(\t\x12\x13\n\x0b\x63lient_urls\x18\x04 \x03(\t\"1\n\x0bLeaseExpire\x12\x15\n\rproposer_term\x18\x01 \x01(\x04\x12\x0b\n\x03ids\x18\x02 \x03(\x03\"T\n\x10LeaseCheckpoints\x12\x15\n\rproposer_term\x18\x01 \x01(\x04\x12)\n\x06leases\x18\x02 \x03(\x0b\x32\x19.raftkv.v1.LeaseRemaining\"2\n\x0eLeaseRemaining\x12\n\n\x02id\x18\x01 \x01(\x03\x12\x14\n\x0cremaining_ms\x18\x02 \x01(\x03\"\x1d\n\x0bSessionOpen\x12\x0e\n\x06ttl_ms\x18\x01 \x01(\x03\"0\n\rSessionOpened\x12\x0f\n\x07session\x18\x01 \x01(\x04\x12\x0e\n\x06ttl_ms\x18\x02 \x01(\x03\"8\n\rSessionExpire\x12\x15\n\rproposer_term\x18\x01 \x01(\x04\x12\x10\n\x08sessions\x18\x02 \x03(\x04\"d\n\x0bSessionCall\x12\x0f\n\x07session\x18\x01 \x01(\x04\x12\x0b\n\x03seq\x18\x02 \x01(\x04\x12\x18\n\x10\x66irst_incomplete\x18\x03 \x01(\x04\x12\x0c\n\x04kind\x18\x04 \x01(\r\x12\x0f\n\x07payload\x18\x05 \x01(\x0c\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,4 +33,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_MEMBERATTRIBUTES']._serialized_start=36
   _globals['_MEMBERATTRIBUTES']._serialized_end=120
+  _globals['_LEASEEXPIRE']._serialized_start=122
+  _globals['_LEASEEXPIRE']._serialized_end=171
+  _globals['_LEASECHECKPOINTS']._serialized_start=173
+  _globals['_LEASECHECKPOINTS']._serialized_end=257
+  _globals['_LEASEREMAINING']._serialized_start=259
+  _globals['_LEASEREMAINING']._serialized_end=309
+  _globals['_SESSIONOPEN']._serialized_start=311
+  _globals['_SESSIONOPEN']._serialized_end=340
+  _globals['_SESSIONOPENED']._serialized_start=342
+  _globals['_SESSIONOPENED']._serialized_end=390
+  _globals['_SESSIONEXPIRE']._serialized_start=392
+  _globals['_SESSIONEXPIRE']._serialized_end=448
+  _globals['_SESSIONCALL']._serialized_start=450
+  _globals['_SESSIONCALL']._serialized_end=550
 # @@protoc_insertion_point(module_scope)

@@ -52,3 +52,181 @@ class MemberAttributes(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___MemberAttributes: _TypeAlias = MemberAttributes  # noqa: Y015
+
+@_typing.final
+class LeaseExpire(_message.Message):
+    """By the leader: these leases have run out. Of no effect unless the entry is of the proposer's term, so that what a
+    deposed leader believed harms nobody.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROPOSER_TERM_FIELD_NUMBER: _builtins.int
+    IDS_FIELD_NUMBER: _builtins.int
+    proposer_term: _builtins.int
+    @_builtins.property
+    def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        proposer_term: _builtins.int = ...,
+        ids: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ids", b"ids", "proposer_term", b"proposer_term"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LeaseExpire: _TypeAlias = LeaseExpire  # noqa: Y015
+
+@_typing.final
+class LeaseCheckpoints(_message.Message):
+    """By the leader: what these leases have left, so that the next leader does not begin anew with the whole."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROPOSER_TERM_FIELD_NUMBER: _builtins.int
+    LEASES_FIELD_NUMBER: _builtins.int
+    proposer_term: _builtins.int
+    @_builtins.property
+    def leases(self) -> _containers.RepeatedCompositeFieldContainer[Global___LeaseRemaining]: ...
+    def __init__(
+        self,
+        *,
+        proposer_term: _builtins.int = ...,
+        leases: _abc.Iterable[Global___LeaseRemaining] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["leases", b"leases", "proposer_term", b"proposer_term"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LeaseCheckpoints: _TypeAlias = LeaseCheckpoints  # noqa: Y015
+
+@_typing.final
+class LeaseRemaining(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    REMAINING_MS_FIELD_NUMBER: _builtins.int
+    id: _builtins.int
+    remaining_ms: _builtins.int
+    """0: the whole time again, because it was kept alive."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.int = ...,
+        remaining_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "remaining_ms", b"remaining_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LeaseRemaining: _TypeAlias = LeaseRemaining  # noqa: Y015
+
+@_typing.final
+class SessionOpen(_message.Message):
+    """A client begins a session. Its id is what the state machine answers."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TTL_MS_FIELD_NUMBER: _builtins.int
+    ttl_ms: _builtins.int
+    def __init__(
+        self,
+        *,
+        ttl_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ttl_ms", b"ttl_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SessionOpen: _TypeAlias = SessionOpen  # noqa: Y015
+
+@_typing.final
+class SessionOpened(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_FIELD_NUMBER: _builtins.int
+    TTL_MS_FIELD_NUMBER: _builtins.int
+    session: _builtins.int
+    ttl_ms: _builtins.int
+    def __init__(
+        self,
+        *,
+        session: _builtins.int = ...,
+        ttl_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["session", b"session", "ttl_ms", b"ttl_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SessionOpened: _TypeAlias = SessionOpened  # noqa: Y015
+
+@_typing.final
+class SessionExpire(_message.Message):
+    """By the leader, as LeaseExpire; also by a client that ends its own session, with proposer_term 0."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROPOSER_TERM_FIELD_NUMBER: _builtins.int
+    SESSIONS_FIELD_NUMBER: _builtins.int
+    proposer_term: _builtins.int
+    @_builtins.property
+    def sessions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        proposer_term: _builtins.int = ...,
+        sessions: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["proposer_term", b"proposer_term", "sessions", b"sessions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SessionExpire: _TypeAlias = SessionExpire  # noqa: Y015
+
+@_typing.final
+class SessionCall(_message.Message):
+    """One mutation within a session: done once, however often it comes; repeated, it gets the same answer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_FIELD_NUMBER: _builtins.int
+    SEQ_FIELD_NUMBER: _builtins.int
+    FIRST_INCOMPLETE_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    PAYLOAD_FIELD_NUMBER: _builtins.int
+    session: _builtins.int
+    seq: _builtins.int
+    """From 1, rising; a number stands for one mutation for ever."""
+    first_incomplete: _builtins.int
+    """The client has every answer below this."""
+    kind: _builtins.int
+    payload: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        session: _builtins.int = ...,
+        seq: _builtins.int = ...,
+        first_incomplete: _builtins.int = ...,
+        kind: _builtins.int = ...,
+        payload: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_incomplete", b"first_incomplete", "kind", b"kind", "payload", b"payload", "seq", b"seq", "session", b"session"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SessionCall: _TypeAlias = SessionCall  # noqa: Y015
