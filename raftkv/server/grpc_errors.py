@@ -70,6 +70,28 @@ REFUSALS: Final[dict[RefusalCode, Row]] = {
     RefusalCode.UNKNOWN_COMMAND: Row(
         StatusCode.UNIMPLEMENTED, "UNKNOWN_COMMAND", "raftkv: this cluster does not know the command"
     ),
+    RefusalCode.LEASE_EXISTS: _etcd(StatusCode.FAILED_PRECONDITION, "LEASE_EXISTS", "lease already exists"),
+    RefusalCode.STALE_TERM: Row(
+        StatusCode.FAILED_PRECONDITION, "STALE_TERM", "raftkv: proposed by a leader of an earlier term"
+    ),
+    RefusalCode.GUARD_FAILED: Row(
+        StatusCode.FAILED_PRECONDITION, "LOCK_LOST", "raftkv: lock lost: its key is gone or has another owner"
+    ),
+    RefusalCode.SESSION_EXPIRED: Row(
+        StatusCode.FAILED_PRECONDITION, "SESSION_EXPIRED", "raftkv: there is no such session, it may have expired"
+    ),
+    RefusalCode.TOO_MANY_SESSIONS: Row(StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_SESSIONS", "raftkv: too many sessions"),
+    RefusalCode.STALE_SEQUENCE: Row(
+        StatusCode.INVALID_ARGUMENT, "STALE_SEQUENCE", "raftkv: the sequence number was acknowledged before"
+    ),
+    RefusalCode.SESSION_FULL: Row(
+        StatusCode.RESOURCE_EXHAUSTED, "SESSION_FULL", "raftkv: too many unacknowledged answers in the session"
+    ),
+    RefusalCode.RESULT_NOT_KEPT: Row(
+        StatusCode.FAILED_PRECONDITION,
+        "RESULT_NOT_KEPT",
+        "raftkv: done before, but the answer was too large to be kept",
+    ),
 }
 """The data says no: the same answer on every node, and nothing was changed."""
 
@@ -195,7 +217,9 @@ def _refusal(refusal: Refusal) -> Answer:
     more: tuple[tuple[str, str], ...] = ()
     if refusal.code is RefusalCode.COMPACTED:
         more = ((COMPACT_REVISION_TRAILER, str(max(refusal.compact_revision, 0))),)
-    return Answer(row.code, row.name, row.text, more=more)
+    # The one refusal of something that has happened, and only now cannot be told in full.
+    executed: Executed = "unknown" if refusal.code is RefusalCode.RESULT_NOT_KEPT else "no"
+    return Answer(row.code, row.name, row.text, executed, more)
 
 
 def _unexpected(fault: Exception, method: str) -> Answer:

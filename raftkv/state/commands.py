@@ -29,7 +29,7 @@ _HEADER = struct.Struct("<QBI")
 class CommandKind(enum.IntEnum):
     """What a command does; the number is on disk and on the wire, so it never changes.
 
-    8 to 15 are kept for leases, 16 to 23 for sessions, 24 to 31 for authentication.
+    8 to 15 are for leases, 16 to 23 for sessions, 24 to 31 are kept for authentication.
     """
 
     PUT = 1
@@ -38,6 +38,18 @@ class CommandKind(enum.IntEnum):
     COMPACT = 4
     ALARM = 5
     """Arm or disarm an alarm: an `AlarmRequest`."""
+    LEASE_GRANT = 8
+    """A `LeaseGrantRequest` whose ID the proposing node has filled in."""
+    LEASE_REVOKE = 9
+    LEASE_EXPIRE = 10
+    """By the leader: a `LeaseExpire`."""
+    LEASE_CHECKPOINT = 11
+    """By the leader: a `LeaseCheckpoints`."""
+    SESSION_OPEN = 16
+    SESSION_EXPIRE = 17
+    """By the leader, or by a client that ends its own: a `SessionExpire`."""
+    SESSION_CALL = 18
+    """A command within a session, done once however often it comes: a `SessionCall`."""
     MEMBER_ATTR = 32
     """Name and client URLs of a member, published by itself when it starts."""
 

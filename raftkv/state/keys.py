@@ -5,6 +5,11 @@ Values of users lie in the store only, and there is no index in memory, so a nod
     c <key>                        version: what is current of a live key
     h <escaped key> 00 01 <place>  version: what the change at `place` replaced or deleted, for reads of the past
     r <place>                      record: one change, with the whole key and value
+    l/i<id>                        lease: its time and what was left of it at the last checkpoint, in ms
+    l/k<id><key>                   this key is attached to this lease; no value
+    s/i<id>                        session: its time in ms
+    s/r<id><seq>                   the answer to a command of this session, see `sessions`
+    s/f<id>                        what the session has acknowledged, where no answer says it
     m/state                        applied index and term, revision, compact revision, rolling hash
     m/sweep                        place up to which compacted changes are gone; absent when the sweep has ended
     m/conf                         the membership as of the applied index, in the driver's encoding
@@ -38,6 +43,17 @@ MEMBER = b"m/member/"
 MEMBER_END = b"m/member0"
 ALARM = b"m/alarm/"
 ALARM_END = b"m/alarm0"
+LEASE = b"l/i"
+LEASE_END = b"l/j"
+LEASE_KEY = b"l/k"
+LEASES = b"l/"
+LEASES_END = b"l0"
+SESSION = b"s/i"
+SESSION_END = b"s/j"
+SESSION_RESULT = b"s/r"
+SESSION_ACKNOWLEDGED = b"s/f"
+SESSIONS = b"s/"
+SESSIONS_END = b"s0"
 
 PLACE = struct.Struct(">QI")  # revision, number of the change in it
 VERSION = struct.Struct(">QIQQq")  # place, create revision, version number, lease
@@ -47,6 +63,11 @@ RECORD_HEAD = struct.Struct(">B12sQQqII")
 STATE = struct.Struct(">BQQQqQ")  # format, applied index, applied term, revision, compact revision, rolling hash
 MEMBER_ID = struct.Struct(">Q")
 ALARM_ID = struct.Struct(">QB")  # member, type
+LEASE_ID = struct.Struct(">q")  # above zero, so that ids sort as numbers
+LEASE_RECORD = struct.Struct(">qq")  # time to live, remaining (0: the whole), milliseconds
+SESSION_ID = struct.Struct(">Q")
+SESSION_TTL = struct.Struct(">q")  # milliseconds
+RESULT_ID = struct.Struct(">QQ")  # session, seq
 
 STATE_FORMAT = 1
 PLACE_BYTES = 12
@@ -54,6 +75,10 @@ VERSION_BYTES = 36
 RECORD_HEAD_BYTES = RECORD_HEAD.size
 TOMBSTONE = 1
 """Flag of a record: the key was deleted. Create revision, version and lease are then 0 and the value is empty."""
+EXPIRED = 2
+"""Flag of a record beside TOMBSTONE: it was deleted because its lease ran out."""
+NO_LEASE = bytes(8)
+"""The end of a version without lease."""
 NO_PLACE = bytes(PLACE_BYTES)
 """The change replaced nothing."""
 

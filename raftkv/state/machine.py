@@ -14,7 +14,7 @@ for each command that changed a key and by nothing else.    See: reliability rul
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from google.protobuf.message import DecodeError
 
@@ -30,8 +30,9 @@ from raftkv._pb.kv_pb2 import (
     TxnRequest,
     TxnResponse,
 )
+from raftkv._pb.lease_pb2 import LeaseGrantRequest, LeaseRevokeRequest
 from raftkv._pb.maintenance_pb2 import CORRUPT, NONE, NOSPACE, AlarmRequest
-from raftkv._pb.state_pb2 import MemberAttributes
+from raftkv._pb.state_pb2 import LeaseCheckpoints, LeaseExpire, MemberAttributes
 from raftkv.state import hashing, txn
 from raftkv.state.commands import CommandKind, Group
 from raftkv.state.compaction import sweep_start, sweep_step
@@ -40,6 +41,8 @@ from raftkv.state.keys import (
     ALARM_END,
     ALARM_ID,
     CONF_KEY,
+    LEASES,
+    LEASES_END,
     MEMBER,
     MEMBER_END,
     MEMBER_ID,
@@ -48,6 +51,7 @@ from raftkv.state.keys import (
     STATE_KEY,
     SWEEP_KEY,
 )
+from raftkv.state.leases import LeaseEvent, LeaseRecord, Leases, keys_of
 from raftkv.state.mvcc import Reader
 from raftkv.state.overlay import Overlay
 from raftkv.state.ranges import read_range
@@ -56,6 +60,11 @@ from raftkv.state.store import KeyValueStore, KeyValueView, StoreDamaged
 
 _PUT = int(CommandKind.PUT)
 _parse_put = PutRequest.FromString
+_PLAIN_OVERHEAD_MAX = 5
+"""A put of a key and a value has four bytes besides them, or five; of any other field, six at least.
+
+Only for values that are not empty; those of 16 KiB and more have more bytes and are looked at field by field.
+"""
 
 
 class StateMachine:
@@ -80,6 +89,8 @@ class StateMachine:
         )
         """The alarms that are on: (member id, alarm type)."""
         self._members: dict[int, bytes] = {}
+        self._leases = Leases(store)
+        self._entry_term = 0  # of the entry that is being applied
         self._sweep_place: bytes | None = store.get(SWEEP_KEY)
         stored = store.get(STATE_KEY)
         if stored is not None:
@@ -124,6 +135,7 @@ class StateMachine:
         results: list[list[list[Result]]] = []
         for index, term, groups in entries:
             assert index > self.applied_index, f"entry {index} is already applied"
+            self._entry_term = term
             results.append([self._apply_group(overlay, group) for group in groups])
             self.revision = overlay.revision
             self.rolling_hash = hashing.chain(self.rolling_hash, index, term, effects)
@@ -148,12 +160,13 @@ class StateMachine:
                     result: Result = Refusal(code, overlay.revision, self.compact_revision)
                 elif kind == _PUT:
                     request = _parse_put(payload)
-                    if request.lease or request.prev_kv or request.ignore_value or request.ignore_lease:
-                        result = txn.apply_put(overlay, request, self.compact_revision, self._lease_exists)
-                    else:
-                        overlay.put(request.key, request.value, 0)
+                    key, value = request.key, request.value
+                    if value and len(payload) - len(key) - len(value) <= _PLAIN_OVERHEAD_MAX:
+                        overlay.put(key, value, 0)
                         result = PutResponse()
                         result.header.revision = overlay.revision + 1
+                    else:
+                        result = txn.apply_put(overlay, request, self.compact_revision, self._lease_exists)
                 else:
                     result = self._apply_other(overlay, kind, payload)
             except DecodeError:
@@ -177,7 +190,29 @@ class StateMachine:
             return self._set_member(overlay, payload)
         if kind == CommandKind.ALARM:
             return self._set_alarm(overlay, AlarmRequest.FromString(payload))
+        if CommandKind.LEASE_GRANT <= kind <= CommandKind.LEASE_CHECKPOINT:
+            return self._apply_lease(overlay, kind, payload)
         return Refusal(RefusalCode.UNKNOWN_COMMAND, overlay.revision, self.compact_revision)
+
+    def _apply_lease(self, overlay: Overlay, kind: int, payload: bytes) -> Result:
+        leases = self._leases
+        result: Result | RefusalCode | None
+        if kind == CommandKind.LEASE_GRANT:
+            result = leases.grant(overlay, LeaseGrantRequest.FromString(payload))
+        elif kind == CommandKind.LEASE_REVOKE:
+            result = leases.revoke(overlay, LeaseRevokeRequest.FromString(payload))
+        elif kind == CommandKind.LEASE_EXPIRE:
+            result = leases.expire(overlay, LeaseExpire.FromString(payload), self._entry_term)
+        else:
+            result = leases.checkpoint(overlay, LeaseCheckpoints.FromString(payload), self._entry_term)
+        return self._answer(overlay, result)
+
+    def _answer(self, overlay: Overlay, result: Result | RefusalCode | None) -> Result:
+        if result is None:
+            return Done(overlay.revision)
+        if isinstance(result, RefusalCode):
+            return Refusal(result, overlay.revision, self.compact_revision)
+        return result
 
     def _compact(self, overlay: Overlay, request: CompactionRequest) -> CompactionResponse | Refusal:
         revision = request.revision
@@ -226,12 +261,14 @@ class StateMachine:
             return None
         if any(alarm == CORRUPT for _, alarm in self.alarms):
             return RefusalCode.CORRUPT
-        if kind == _PUT or (kind == CommandKind.TXN and txn.needs_space(TxnRequest.FromString(payload))):
+        if kind in (_PUT, CommandKind.LEASE_GRANT) or (
+            kind == CommandKind.TXN and txn.needs_space(TxnRequest.FromString(payload))
+        ):
             return RefusalCode.NO_SPACE
         return None
 
     def _lease_exists(self, lease: int) -> bool:
-        return False  # leases are not granted yet, so whatever a client names is unknown
+        return lease in self._leases.records
 
     def _head(self) -> bytes:
         return STATE.pack(
@@ -272,6 +309,25 @@ class StateMachine:
         """The history from a revision on: see `Reader.changes`."""
         return self.reader().changes(from_revision, limit, prev_kv=prev_kv)
 
+    # Leases
+
+    @property
+    def leases(self) -> Mapping[int, LeaseRecord]:
+        """All leases by id, as of the applied index. A live view: it changes with the next apply."""
+        return self._leases.records
+
+    def lease_keys(self, lease: int) -> list[bytes]:
+        """The keys attached to a lease, in order; none where there is no such lease."""
+        return keys_of(self.store, lease)
+
+    def take_lease_events(self) -> list[LeaseEvent]:
+        """What happened to leases since the last call, in order.
+
+        Gathered from the first call on, so that nothing gathers where nobody asks: ask once, read `leases`, and then
+        ask after each apply.
+        """
+        return self._leases.take_events()
+
     # Physical compaction
 
     @property
@@ -304,4 +360,5 @@ class StateMachine:
         members = [(member_id, self._members[member_id]) for member_id in sorted(self._members)]
         yield b"conf " + self.conf
         yield from (b"alarm " + ALARM_ID.pack(*alarm) for alarm in sorted(self.alarms))
+        yield from (b"lease " + key + value for key, value in self.store.iterate(LEASES, LEASES_END))
         yield from hashing.dump(self.reader(), self._head(), members)

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from raftkv._pb.common_pb2 import Event, KeyValue
 from raftkv.state.keys import (
+    EXPIRED,
     NO_PLACE,
     PLACE,
     PLACE_BYTES,
@@ -236,6 +237,8 @@ class Reader:
         event.kv.mod_revision = mod_revision
         if flags & TOMBSTONE:
             event.type = Event.DELETE
+            if flags & EXPIRED:
+                event.expired = True
         else:
             event.kv.create_revision = create_revision
             event.kv.version = version_number

@@ -13,6 +13,9 @@ from collections.abc import Iterator
 from itertools import islice
 
 from raftkv.state.keys import (
+    LEASE_ID,
+    LEASE_KEY,
+    NO_LEASE,
     NO_PLACE,
     PLACE,
     PLACE_BYTES,
@@ -99,7 +102,7 @@ class Overlay:
         return Reader(self, self.revision + 1 if self.number else self.revision, compact_revision)
 
     def put(self, key: bytes, value: bytes, lease: int) -> None:
-        """Set a key, in the open revision."""
+        """Set a key, in the open revision, and attach it to `lease` and to no other; 0 is none."""
         pending = self.pending
         current_key = b"c" + key
         old = pending.get(current_key, _ABSENT)
@@ -112,25 +115,41 @@ class Overlay:
             replaced = NO_PLACE
             create_revision = revision
             version = 1
+            if lease:
+                pending[LEASE_KEY + LEASE_ID.pack(lease) + key] = b""
         else:
             replaced = old[:PLACE_BYTES]
-            _, _, create_revision, version, _ = VERSION.unpack(old)
+            _, _, create_revision, version, old_lease = VERSION.unpack(old)
             version += 1
             pending[history_prefix(key) + place] = old
+            if lease != old_lease:
+                self._move(key, old_lease, lease)
         pending[current_key] = place + VERSION_TAIL.pack(create_revision, version, lease)
         record = RECORD_HEAD.pack(0, replaced, create_revision, version, lease, len(key), len(value)) + key + value
         pending[b"r" + place] = record
         self.effects.append(place)
         self.effects.append(record)
 
-    def delete(self, key: bytes, version: bytes) -> None:
-        """Delete a key whose current version is given, in the open revision."""
+    def _move(self, key: bytes, old_lease: int, lease: int) -> None:
+        if old_lease:
+            self.pending[LEASE_KEY + LEASE_ID.pack(old_lease) + key] = None
+        if lease:
+            self.pending[LEASE_KEY + LEASE_ID.pack(lease) + key] = b""
+
+    def delete(self, key: bytes, version: bytes, flags: int = TOMBSTONE) -> None:
+        """Delete a key whose current version is given, in the open revision, and detach it from its lease.
+
+        Args:
+            flags: of the record: TOMBSTONE, with EXPIRED where that is why.
+        """
         place = PLACE.pack(self.revision + 1, self.number)
         self.number += 1
-        record = RECORD_HEAD.pack(TOMBSTONE, version[:PLACE_BYTES], 0, 0, 0, len(key), 0) + key
+        record = RECORD_HEAD.pack(flags, version[:PLACE_BYTES], 0, 0, 0, len(key), 0) + key
         self.pending[history_prefix(key) + place] = version
         self.pending[b"c" + key] = None
         self.pending[b"r" + place] = record
+        if version[-8:] != NO_LEASE:
+            self.pending[LEASE_KEY + version[-8:] + key] = None
         self.effects.append(place)
         self.effects.append(record)
 

@@ -9,6 +9,8 @@ import enum
 from dataclasses import dataclass
 
 from raftkv._pb.kv_pb2 import CompactionResponse, DeleteRangeResponse, PutResponse, TxnResponse
+from raftkv._pb.lease_pb2 import LeaseGrantResponse, LeaseRevokeResponse
+from raftkv._pb.state_pb2 import SessionOpened
 
 
 class RefusalCode(enum.IntEnum):
@@ -30,6 +32,21 @@ class RefusalCode(enum.IntEnum):
     """The alarm NOSPACE is on and the command needs space."""
     CORRUPT = 9
     """The alarm CORRUPT is on: nothing is changed but alarms."""
+    LEASE_EXISTS = 10
+    """A lease with the id that was asked for is there already."""
+    STALE_TERM = 11
+    """The command was proposed by a leader of a term that is not its entry's: what it believed may be wrong."""
+    GUARD_FAILED = 12
+    """A guard of the request does not hold: its lock has moved on."""
+    SESSION_EXPIRED = 13
+    """There is no such session (any more). Nothing was executed."""
+    TOO_MANY_SESSIONS = 14
+    STALE_SEQUENCE = 15
+    """The client itself has said that it has the answer of this number. Nothing was executed this time."""
+    SESSION_FULL = 16
+    """The session holds as many answers, or bytes of them, as it may. Nothing was executed."""
+    RESULT_NOT_KEPT = 17
+    """It was executed before, once, at `revision`; its answer was too large to be kept for repeating."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +71,7 @@ class Refused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """A command that has nothing to reply (MEMBER_ATTR) was applied."""
+    """A command that has nothing to reply (MEMBER_ATTR, LEASE_EXPIRE) was applied."""
 
     revision: int
 
@@ -68,5 +85,15 @@ class HashKVResult:
     hash_revision: int  # the revision that was hashed
 
 
-Result = PutResponse | DeleteRangeResponse | TxnResponse | CompactionResponse | Done | Refusal
+Result = (
+    PutResponse
+    | DeleteRangeResponse
+    | TxnResponse
+    | CompactionResponse
+    | LeaseGrantResponse
+    | LeaseRevokeResponse
+    | SessionOpened
+    | Done
+    | Refusal
+)
 """Headers of the messages carry `revision` only; the node that answers fills in the rest."""

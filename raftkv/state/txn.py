@@ -7,13 +7,14 @@ operations run, each seeing the writes of those before it. So a refused transact
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple, TypeVar
 
 from raftkv._pb.kv_pb2 import (
     Compare,
     DeleteRangeRequest,
     DeleteRangeResponse,
+    Guard,
     PutRequest,
     PutResponse,
     RequestOp,
@@ -73,10 +74,24 @@ def is_serializable(request: TxnRequest) -> bool:
     return True
 
 
+def guards_hold(reader: Reader, guards: Iterable[Guard]) -> bool:
+    """Whether the key of each guard is there and was created at its token.
+
+    A create revision is never used twice, so a token that has been lost never holds again.
+    """
+    for guard in guards:
+        version = reader.get(b"c" + guard.key)
+        if version is None or VERSION.unpack(version)[2] != guard.token:
+            return False
+    return True
+
+
 def apply_put(
     overlay: Overlay, request: PutRequest, compact_revision: int, lease_exists: LeaseExists
 ) -> PutResponse | Refusal:
     """A put outside of a transaction; the caller commits the revision."""
+    if request.guards and not guards_hold(overlay.reader(compact_revision), request.guards):
+        return Refusal(RefusalCode.GUARD_FAILED, overlay.revision, compact_revision)
     if request.lease and not lease_exists(request.lease):
         return Refusal(RefusalCode.LEASE_NOT_FOUND, overlay.revision, compact_revision)
     response = PutResponse()
@@ -84,8 +99,10 @@ def apply_put(
     return response if refusal is None else refusal
 
 
-def apply_delete(overlay: Overlay, request: DeleteRangeRequest, compact_revision: int) -> DeleteRangeResponse:
+def apply_delete(overlay: Overlay, request: DeleteRangeRequest, compact_revision: int) -> DeleteRangeResponse | Refusal:
     """A delete outside of a transaction; the caller commits the revision."""
+    if request.guards and not guards_hold(overlay.reader(compact_revision), request.guards):
+        return Refusal(RefusalCode.GUARD_FAILED, overlay.revision, compact_revision)
     response = DeleteRangeResponse()
     _delete(overlay, request, compact_revision, response)
     return response
@@ -96,6 +113,8 @@ def apply_txn(
 ) -> TxnResponse | Refusal:
     """Run a transaction; the caller commits the revision."""
     reader = overlay.reader(compact_revision)
+    if request.guards and not guards_hold(reader, request.guards):
+        return reader.refusal(RefusalCode.GUARD_FAILED)
     branch = _decide(reader, request)
     refusal, may_fail = _check_puts(reader, branch, lease_exists)
     if refusal is None:
@@ -120,11 +139,13 @@ def read_txn(reader: Reader, request: TxnRequest) -> TxnResponse:
     """Run a read-only transaction.
 
     Raises:
-        Refused: a range asks for a future or compacted revision.
+        Refused: a range asks for a future or compacted revision, or a guard does not hold.
         ValueError: it is not read-only.
     """
     if not is_read_only(request):
         raise ValueError("the transaction writes")
+    if request.guards and not guards_hold(reader, request.guards):
+        raise Refused(reader.refusal(RefusalCode.GUARD_FAILED))
     branch = _decide(reader, request)
     refusal = _check_ranges(reader, branch)
     if refusal is not None:

@@ -12,8 +12,19 @@ from raftkv._pb.kv_pb2 import (
     RequestOp,
     TxnRequest,
 )
-from raftkv._pb.state_pb2 import MemberAttributes
+from raftkv._pb.lease_pb2 import LeaseGrantRequest, LeaseRevokeRequest
+from raftkv._pb.maintenance_pb2 import AlarmRequest
+from raftkv._pb.state_pb2 import (
+    LeaseCheckpoints,
+    LeaseExpire,
+    MemberAttributes,
+    SessionCall,
+    SessionExpire,
+    SessionOpen,
+)
 from raftkv.state.commands import Command, CommandKind, Group
+from raftkv.state.keys import LEASE, LEASE_END, LEASE_ID, LEASE_KEY, LEASE_RECORD, LEASES_END
+from raftkv.state.leases import LeaseRecord
 from raftkv.state.machine import StateMachine
 from raftkv.state.results import Refusal, Refused, Result
 from raftkv.state.store import KeyValueStore, MemoryStore
@@ -25,6 +36,14 @@ KINDS = {
     TxnRequest: CommandKind.TXN,
     CompactionRequest: CommandKind.COMPACT,
     MemberAttributes: CommandKind.MEMBER_ATTR,
+    AlarmRequest: CommandKind.ALARM,
+    LeaseGrantRequest: CommandKind.LEASE_GRANT,
+    LeaseRevokeRequest: CommandKind.LEASE_REVOKE,
+    LeaseExpire: CommandKind.LEASE_EXPIRE,
+    LeaseCheckpoints: CommandKind.LEASE_CHECKPOINT,
+    SessionOpen: CommandKind.SESSION_OPEN,
+    SessionExpire: CommandKind.SESSION_EXPIRE,
+    SessionCall: CommandKind.SESSION_CALL,
 }
 
 
@@ -42,11 +61,12 @@ class Driver:
     def __init__(self, store: KeyValueStore | None = None) -> None:
         self.store = MemoryStore() if store is None else store
         self.machine = StateMachine(self.store)
+        self.term = 1
         self.entries: list[tuple[int, int, list[Group]]] = []
 
     def apply(self, *requests: Any) -> list[Result]:
         """All requests in one entry."""
-        entry = (self.machine.applied_index + 1, 1, [group(*requests)])
+        entry = (self.machine.applied_index + 1, self.term, [group(*requests)])
         self.entries.append(entry)
         return self.machine.apply(*entry)[0]
 
@@ -83,6 +103,22 @@ class Driver:
     def values(self, key: bytes = b"\0", range_end: bytes = b"\0", **fields: Any) -> dict[bytes, bytes] | Refusal:
         response = self.range(key, range_end, **fields)
         return response if isinstance(response, Refusal) else {kv.key: kv.value for kv in response.kvs}
+
+
+def stored_leases(store: KeyValueStore) -> dict[int, LeaseRecord]:
+    return {
+        LEASE_ID.unpack(key[len(LEASE) :])[0]: LeaseRecord(*LEASE_RECORD.unpack(value))
+        for key, value in store.iterate(LEASE, LEASE_END)
+    }
+
+
+def attachments(store: KeyValueStore) -> set[tuple[int, bytes]]:
+    """The keys of each lease as the index has them."""
+    found = set()
+    for stored, _ in store.iterate(LEASE_KEY, LEASES_END):
+        pair = stored[len(LEASE_KEY) :]
+        found.add((LEASE_ID.unpack_from(pair)[0], pair[LEASE_ID.size :]))
+    return found
 
 
 def op(request: Any) -> RequestOp:
