@@ -108,6 +108,7 @@ async def _serve(config: NodeConfig) -> int:
         reason = await stop
         log.info("node_stopping", reason=reason)
         await runtime.drain()
+        registered.end_streams()
         await client_server.stop(DRAIN_S)
         publish.cancel()
         await peer_server.stop(0)

@@ -24,6 +24,7 @@ class Services:
         self.inflight = Inflight(node.config.inflight_requests_max, node.config.inflight_bytes_max)
         self._reads = Reads(node)
         registry = Registry(node, self.inflight)
+        self._streams = registry.streams
         self.counts: dict[str, MethodCounts] = registry.counts
         """By "raftkv.v1.Service/Method": what became of the calls."""
         every: tuple[Service, ...] = (
@@ -37,6 +38,10 @@ class Services:
         # Reflection tells of ours only: etcd's messages are in no descriptor pool of this process, on purpose.
         shown = (*(service.names[0] for service in every), HEALTH_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(shown, server)
+
+    def end_streams(self) -> None:
+        """End the streams under way with a status, and let none begin: they would hold up the stopping server."""
+        self._streams.end()
 
     def close(self) -> None:
         """Wait for the threads that still read; call it after the server stopped and before the stores are closed."""

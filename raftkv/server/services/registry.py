@@ -1,8 +1,8 @@
 """From a method of ours to handlers of gRPC: one layer between the wire and the method, for every method.
 
-A method takes the bytes of the request and gives the bytes of the response. The layer counts, keeps to what may be in
-flight, answers `hasleader`, and turns whatever is raised into a status by the one table of `grpc_errors`. There are no
-interceptors: each would cost a put more than all of this does.
+A method takes the bytes of the request and gives the bytes of the response, or has a stream of either. The layer
+counts, keeps to what may be in flight, answers `hasleader`, and turns whatever is raised into a status by the one table
+of `grpc_errors`. There are no interceptors: each would cost a put more than all of this does.
 """
 
 from __future__ import annotations
@@ -12,19 +12,18 @@ import contextlib
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import cast
 
 import grpc
 
-from raftkv.server.errors import DeadlineExceeded, NoLeader
+from raftkv.server.errors import NoLeader
 from raftkv.server.grpc_errors import abort, answer_to
 from raftkv.server.limits import Inflight
 from raftkv.server.services.contract import Node
+from raftkv.server.services.streams import Context, Stream, Streams, deadline_of, wants_leader
 from raftkv.state.store import StoreDamaged
 from raftkv.storage.errors import NodeFatal
 
-Context = grpc.aio.ServicerContext[bytes, bytes]
-HAS_LEADER = "hasleader"
+__all__ = ["Context", "Method", "MethodCounts", "Registry", "Service", "Stream", "deadline_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +33,17 @@ class Method:
     Attributes:
         name: as in the .proto.
         call: request bytes to response bytes; for a `stream`, to an iterator over them.
+        bidi: reads requests and writes responses by itself; the stream ends when it returns.
+        lasting: of a `stream` that has no end of its own, so that a node that stops does not wait for it.
         mutates: whether it may change replicated state: then a failure must say whether it did.
-        counted: whether it takes part of what may be in flight.
+        counted: whether it takes part of what may be in flight. A `bidi` never does by itself.
     """
 
     name: str
     call: Callable[[bytes, Context], Awaitable[bytes]] | None = None
     stream: Callable[[bytes, Context], AsyncGenerator[bytes, None]] | None = None
+    bidi: Callable[[Stream], Awaitable[None]] | None = None
+    lasting: bool = False
     mutates: bool = False
     counted: bool = True
 
@@ -68,6 +71,7 @@ class Registry:
     def __init__(self, node: Node, inflight: Inflight) -> None:
         self._node = node
         self._inflight = inflight
+        self.streams = Streams(node)
         self.counts: dict[str, MethodCounts] = {}
 
     def add(self, server: grpc.aio.Server, service: Service) -> None:
@@ -82,7 +86,9 @@ class Registry:
         # No (de)serializers: the bytes are what is proposed, so they are kept as they came.
         if method.call is not None:
             return grpc.unary_unary_rpc_method_handler(self._unary(method, method.call, counts))
-        assert method.stream is not None, f"{method.name} has neither call nor stream"
+        if method.bidi is not None:
+            return grpc.stream_stream_rpc_method_handler(self._bidi(method, method.bidi, counts))
+        assert method.stream is not None, f"{method.name} has neither call, stream nor bidi"
         return grpc.unary_stream_rpc_method_handler(self._stream(method, method.stream, counts))
 
     def _unary(
@@ -115,7 +121,7 @@ class Registry:
     def _stream(
         self, method: Method, stream: Callable[[bytes, Context], AsyncGenerator[bytes, None]], counts: MethodCounts
     ) -> Callable[[bytes, Context], AsyncGenerator[bytes, None]]:
-        node, inflight = self._node, self._inflight if method.counted else _unlimited()
+        inflight = self._inflight if method.counted else _unlimited()
 
         async def handle(request: bytes, context: Context) -> AsyncGenerator[bytes, None]:
             counts.started += 1
@@ -123,14 +129,30 @@ class Registry:
             try:
                 inflight.enter(size)
                 try:
-                    if not node.leader and wants_leader(context):
-                        raise NoLeader
-                    async with contextlib.aclosing(stream(request, context)) as responses:
-                        async for response in responses:
-                            yield response
+                    with self.streams.open(context, lasting=method.lasting) as interrupt:
+                        async with interrupt.guard(), contextlib.aclosing(stream(request, context)) as responses:
+                            async for response in responses:
+                                yield response
                 finally:
                     inflight.leave(size)
             except (asyncio.CancelledError, GeneratorExit):
+                counts.failed[grpc.StatusCode.CANCELLED] += 1
+                raise
+            except Exception as fault:  # noqa: BLE001 - as above
+                await self._fail(fault, method, counts, context)
+            counts.ok += 1
+
+        return handle
+
+    def _bidi(
+        self, method: Method, bidi: Callable[[Stream], Awaitable[None]], counts: MethodCounts
+    ) -> Callable[[object, Context], Awaitable[None]]:
+        async def handle(_: object, context: Context) -> None:
+            counts.started += 1
+            try:
+                with self.streams.open(context, lasting=True) as interrupt:
+                    await bidi(Stream(context, interrupt))
+            except asyncio.CancelledError:
                 counts.failed[grpc.StatusCode.CANCELLED] += 1
                 raise
             except Exception as fault:  # noqa: BLE001 - as above
@@ -145,25 +167,6 @@ class Registry:
         answer = answer_to(fault, method=method.name, mutates=method.mutates)
         counts.failed[answer.code] += 1
         await abort(context, answer)
-
-
-def wants_leader(context: Context) -> bool:
-    """Whether the caller would rather fail at once than wait for a leader. Costly; ask only when there is none."""
-    return any(key == HAS_LEADER and value == "true" for key, value in context.invocation_metadata() or ())
-
-
-def deadline_of(context: Context) -> float | None:
-    """Until when the caller waits, as `loop.time()`; None where it did not say.
-
-    Raises:
-        DeadlineExceeded: that moment has passed: nothing is to be proposed.
-    """
-    remaining = cast("float | None", context.time_remaining())  # the stubs know no calls without a deadline
-    if remaining is None:
-        return None
-    if remaining <= 0:
-        raise DeadlineExceeded
-    return asyncio.get_running_loop().time() + remaining
 
 
 def _unlimited() -> Inflight:

@@ -1,0 +1,155 @@
+"""Streams: calls that last, and what ends them from this side.
+
+A stream ends with `NoLeader` when its caller asked for a leader (`hasleader`) and three looks in a row, an election
+timeout apart, found none, as in etcd; and with `Stopping` when the node stops. Both reach a method where it waits for
+its next request; one that only answers is interrupted wherever it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterator
+from typing import cast
+
+import grpc
+
+from raftkv.server.errors import DeadlineExceeded, NoLeader, RequestError, Stopping
+from raftkv.server.services.contract import Node
+
+Context = grpc.aio.ServicerContext[bytes, bytes]
+HAS_LEADER = "hasleader"
+LOOKS_WITHOUT_LEADER_MAX = 3
+
+
+def wants_leader(context: Context) -> bool:
+    """Whether the caller would rather fail than wait for a leader. Costly."""
+    return any(key == HAS_LEADER and value == "true" for key, value in context.invocation_metadata() or ())
+
+
+def deadline_of(context: Context) -> float | None:
+    """Until when the caller waits, as `loop.time()`; None where it did not say.
+
+    Raises:
+        DeadlineExceeded: that moment has passed: nothing is to be proposed.
+    """
+    remaining = cast("float | None", context.time_remaining())  # the stubs know no calls without a deadline
+    if remaining is None:
+        return None
+    if remaining <= 0:
+        raise DeadlineExceeded
+    return asyncio.get_running_loop().time() + remaining
+
+
+class Interrupt:
+    """Ends what runs under `guard`, from outside."""
+
+    def __init__(self) -> None:
+        self.fault: RequestError | None = None
+        self._limit: asyncio.Timeout | None = None
+
+    def set(self, fault: RequestError) -> None:
+        """Have `guard` raise `fault` now, and whenever it is entered again; the first one counts."""
+        if self.fault is None:
+            self.fault = fault
+            if self._limit is not None:
+                self._limit.reschedule(0.0)
+
+    @contextlib.asynccontextmanager
+    async def guard(self) -> AsyncIterator[None]:
+        """What is inside ends with the fault as soon as there is one; at most one guard at a time."""
+        if self.fault is not None:
+            raise self.fault
+        try:
+            async with asyncio.timeout(None) as self._limit:
+                yield
+        except TimeoutError:
+            if self.fault is None:
+                raise
+            raise self.fault from None
+        finally:
+            self._limit = None
+
+
+class Stream:
+    """A call with messages both ways, as its method sees it. One task may read while another writes."""
+
+    def __init__(self, context: Context, interrupt: Interrupt) -> None:
+        self.context = context
+        self._interrupt = interrupt
+
+    async def read(self) -> bytes | None:
+        """The next request; None when the client sends no more.
+
+        Raises:
+            NoLeader: the client wanted one, and there has been none for a while.
+            Stopping: the node stops; what is under way may still be answered, quickly.
+        """
+        async with self._interrupt.guard():
+            message: object = await self.context.read()
+        return message if isinstance(message, bytes) else None
+
+    async def write(self, response: bytes) -> None:
+        """Send one response; waits while the client does not read."""
+        await self.context.write(response)
+
+
+class Streams:
+    """The streams of one node that are under way."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._loop = asyncio.get_running_loop()
+        self._lasting: set[Interrupt] = set()
+        self._with_leader: dict[Interrupt, int] = {}  # -> looks in a row that found none
+        self._polling = False
+        self._stopping = False
+
+    @contextlib.contextmanager
+    def open(self, context: Context, *, lasting: bool) -> Iterator[Interrupt]:
+        """A stream begins; it is watched over until this is left.
+
+        Args:
+            lasting: it has no end of its own, so a node that stops does not wait for it.
+        Raises:
+            NoLeader: the caller wants one and there is none.
+            Stopping: no streams begin any more.
+        """
+        if self._stopping:
+            raise Stopping
+        led = wants_leader(context)
+        if led and not self._node.leader:
+            raise NoLeader
+        interrupt = Interrupt()
+        if lasting:
+            self._lasting.add(interrupt)
+        if led:
+            self._with_leader[interrupt] = 0
+            self._poll()
+        try:
+            yield interrupt
+        finally:
+            self._lasting.discard(interrupt)
+            self._with_leader.pop(interrupt, None)
+
+    def end(self) -> None:
+        """The node stops: end all that have no end of their own, and let none begin."""
+        self._stopping = True
+        for interrupt in self._lasting:
+            interrupt.set(Stopping())
+
+    def _poll(self) -> None:
+        # One timer for all of them, and none while nobody asked: a thousand watchers may want a leader.
+        if not self._polling:
+            self._polling = True
+            self._loop.call_later(self._node.config.election_ms / 1000, self._look)
+
+    def _look(self) -> None:
+        self._polling = False
+        led = bool(self._node.leader)
+        for interrupt, missed in self._with_leader.items():
+            self._with_leader[interrupt] = 0 if led else missed + 1
+            if not led and missed + 1 >= LOOKS_WITHOUT_LEADER_MAX:
+                interrupt.set(NoLeader())
+        if self._with_leader:
+            self._poll()
