@@ -32,7 +32,14 @@ from raftkv._pb.kv_pb2 import (
 )
 from raftkv._pb.lease_pb2 import LeaseGrantRequest, LeaseRevokeRequest
 from raftkv._pb.maintenance_pb2 import CORRUPT, NONE, NOSPACE, AlarmRequest
-from raftkv._pb.state_pb2 import LeaseCheckpoints, LeaseExpire, MemberAttributes
+from raftkv._pb.state_pb2 import (
+    LeaseCheckpoints,
+    LeaseExpire,
+    MemberAttributes,
+    SessionCall,
+    SessionExpire,
+    SessionOpen,
+)
 from raftkv.state import hashing, txn
 from raftkv.state.commands import CommandKind, Group
 from raftkv.state.compaction import sweep_start, sweep_step
@@ -46,6 +53,8 @@ from raftkv.state.keys import (
     MEMBER,
     MEMBER_END,
     MEMBER_ID,
+    SESSIONS,
+    SESSIONS_END,
     STATE,
     STATE_FORMAT,
     STATE_KEY,
@@ -56,6 +65,7 @@ from raftkv.state.mvcc import Reader
 from raftkv.state.overlay import Overlay
 from raftkv.state.ranges import read_range
 from raftkv.state.results import Done, HashKVResult, Refusal, RefusalCode, Result
+from raftkv.state.sessions import SessionEvent, Sessions
 from raftkv.state.store import KeyValueStore, KeyValueView, StoreDamaged
 
 _PUT = int(CommandKind.PUT)
@@ -90,7 +100,8 @@ class StateMachine:
         """The alarms that are on: (member id, alarm type)."""
         self._members: dict[int, bytes] = {}
         self._leases = Leases(store)
-        self._entry_term = 0  # of the entry that is being applied
+        self._sessions = Sessions(store)
+        self._entry_index = self._entry_term = 0  # of the entry that is being applied
         self._sweep_place: bytes | None = store.get(SWEEP_KEY)
         stored = store.get(STATE_KEY)
         if stored is not None:
@@ -135,7 +146,7 @@ class StateMachine:
         results: list[list[list[Result]]] = []
         for index, term, groups in entries:
             assert index > self.applied_index, f"entry {index} is already applied"
-            self._entry_term = term
+            self._entry_index, self._entry_term = index, term
             results.append([self._apply_group(overlay, group) for group in groups])
             self.revision = overlay.revision
             self.rolling_hash = hashing.chain(self.rolling_hash, index, term, effects)
@@ -156,19 +167,7 @@ class StateMachine:
         results: list[Result] = []
         for _, kind, payload in group.commands:
             try:
-                if self.alarms and (code := self._stopped_by_alarm(kind, payload)):
-                    result: Result = Refusal(code, overlay.revision, self.compact_revision)
-                elif kind == _PUT:
-                    request = _parse_put(payload)
-                    key, value = request.key, request.value
-                    if value and len(payload) - len(key) - len(value) <= _PLAIN_OVERHEAD_MAX:
-                        overlay.put(key, value, 0)
-                        result = PutResponse()
-                        result.header.revision = overlay.revision + 1
-                    else:
-                        result = txn.apply_put(overlay, request, self.compact_revision, self._lease_exists)
-                else:
-                    result = self._apply_other(overlay, kind, payload)
+                result = self._apply_command(overlay, kind, payload)
             except DecodeError:
                 result = Refusal(RefusalCode.MALFORMED, overlay.revision, self.compact_revision)
             overlay.commit()
@@ -178,7 +177,28 @@ class StateMachine:
             results.append(result)
         return results
 
+    def _apply_command(self, overlay: Overlay, kind: int, payload: bytes) -> Result:
+        """One command, as it comes or within a session; the caller commits its revision.
+
+        Raises:
+            DecodeError: the payload is not what the kind asks for. Nothing has changed.
+        """
+        if self.alarms and (code := self._stopped_by_alarm(kind, payload)):
+            return Refusal(code, overlay.revision, self.compact_revision)
+        if kind == _PUT:
+            request = _parse_put(payload)
+            key, value = request.key, request.value
+            if value and len(payload) - len(key) - len(value) <= _PLAIN_OVERHEAD_MAX:
+                overlay.put(key, value, 0)
+                response = PutResponse()
+                response.header.revision = overlay.revision + 1
+                return response
+            return txn.apply_put(overlay, request, self.compact_revision, self._lease_exists)
+        return self._apply_other(overlay, kind, payload)
+
     def _apply_other(self, overlay: Overlay, kind: int, payload: bytes) -> Result:
+        if kind == CommandKind.SESSION_CALL:
+            return self._call(overlay, SessionCall.FromString(payload))
         if kind == CommandKind.TXN:
             request = TxnRequest.FromString(payload)
             return txn.apply_txn(overlay, request, self.compact_revision, self._lease_exists)
@@ -192,6 +212,12 @@ class StateMachine:
             return self._set_alarm(overlay, AlarmRequest.FromString(payload))
         if CommandKind.LEASE_GRANT <= kind <= CommandKind.LEASE_CHECKPOINT:
             return self._apply_lease(overlay, kind, payload)
+        if kind == CommandKind.SESSION_OPEN:
+            opened = self._sessions.open(overlay, SessionOpen.FromString(payload), self._entry_index)
+            return self._answer(overlay, opened)
+        if kind == CommandKind.SESSION_EXPIRE:
+            ended = self._sessions.expire(overlay, SessionExpire.FromString(payload), self._entry_term)
+            return self._answer(overlay, ended)
         return Refusal(RefusalCode.UNKNOWN_COMMAND, overlay.revision, self.compact_revision)
 
     def _apply_lease(self, overlay: Overlay, kind: int, payload: bytes) -> Result:
@@ -206,6 +232,18 @@ class StateMachine:
         else:
             result = leases.checkpoint(overlay, LeaseCheckpoints.FromString(payload), self._entry_term)
         return self._answer(overlay, result)
+
+    def _call(self, overlay: Overlay, call: SessionCall) -> Result:
+        answer = self._sessions.admit(overlay, call)
+        if answer is not None:
+            return self._answer(overlay, answer)
+        try:
+            result = self._apply_command(overlay, call.kind, call.payload)
+        except DecodeError:
+            result = Refusal(RefusalCode.MALFORMED, overlay.revision, self.compact_revision)
+        overlay.commit()
+        self._sessions.keep(overlay, call, result, self.compact_revision)
+        return result
 
     def _answer(self, overlay: Overlay, result: Result | RefusalCode | None) -> Result:
         if result is None:
@@ -257,7 +295,8 @@ class StateMachine:
 
     def _stopped_by_alarm(self, kind: int, payload: bytes) -> RefusalCode | None:
         # Judged again here, after the node that was asked: the alarm may have been armed in between.
-        if kind in (CommandKind.ALARM, CommandKind.MEMBER_ATTR):
+        # A call of a session may have been done before it was armed and then has its answer; what is in it comes here.
+        if kind in (CommandKind.ALARM, CommandKind.MEMBER_ATTR, CommandKind.SESSION_CALL):
             return None
         if any(alarm == CORRUPT for _, alarm in self.alarms):
             return RefusalCode.CORRUPT
@@ -309,7 +348,7 @@ class StateMachine:
         """The history from a revision on: see `Reader.changes`."""
         return self.reader().changes(from_revision, limit, prev_kv=prev_kv)
 
-    # Leases
+    # Leases and sessions
 
     @property
     def leases(self) -> Mapping[int, LeaseRecord]:
@@ -327,6 +366,15 @@ class StateMachine:
         ask after each apply.
         """
         return self._leases.take_events()
+
+    @property
+    def sessions(self) -> Mapping[int, int]:
+        """The time to live in milliseconds of all sessions, by id. A live view: it changes with the next apply."""
+        return self._sessions.ttls
+
+    def take_session_events(self) -> list[SessionEvent]:
+        """What happened to sessions since the last call, in order; as `take_lease_events`."""
+        return self._sessions.take_events()
 
     # Physical compaction
 
@@ -361,4 +409,5 @@ class StateMachine:
         yield b"conf " + self.conf
         yield from (b"alarm " + ALARM_ID.pack(*alarm) for alarm in sorted(self.alarms))
         yield from (b"lease " + key + value for key, value in self.store.iterate(LEASES, LEASES_END))
+        yield from (b"session " + key + value for key, value in self.store.iterate(SESSIONS, SESSIONS_END))
         yield from hashing.dump(self.reader(), self._head(), members)

@@ -8,7 +8,7 @@ Invariant: compact_revision <= revision; every read is at a revision in between,
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 from raftkv._pb.common_pb2 import Event, KeyValue
@@ -197,21 +197,31 @@ class Reader:
                     continue
             yield place, record
 
-    def changes(self, from_revision: int, limit: int, *, prev_kv: bool = False) -> Iterator[tuple[int, list[Event]]]:
+    def changes(
+        self,
+        from_revision: int,
+        limit: int,
+        *,
+        prev_kv: bool = False,
+        wanted: Callable[[bytes], object] | None = None,
+    ) -> Iterator[tuple[int, list[Event]]]:
         """What happened from a revision on, in order: each revision with its events, all of one revision together.
 
         Args:
             from_revision: 1 or more; the compact revision itself is still complete.
             limit: revisions at most.
             prev_kv: with the value just before, where it is not compacted.
+            wanted: only events of keys for which this is true; a revision without any is given too, with none.
         Raises:
             Refused: COMPACTED, at once. A future revision is not refused: there is nothing to tell yet.
         """
         if from_revision < self.compact_revision:
             raise Refused(self.refusal(RefusalCode.COMPACTED))
-        return self._changes(from_revision, limit, prev_kv)
+        return self._changes(from_revision, limit, prev_kv, wanted)
 
-    def _changes(self, from_revision: int, limit: int, prev_kv: bool) -> Iterator[tuple[int, list[Event]]]:
+    def _changes(
+        self, from_revision: int, limit: int, prev_kv: bool, wanted: Callable[[bytes], object] | None
+    ) -> Iterator[tuple[int, list[Event]]]:
         events: list[Event] = []
         revision = 0
         for stored, record in self.iterate(
@@ -219,19 +229,21 @@ class Reader:
         ):
             mod_revision, number = PLACE.unpack_from(stored, 1)
             if mod_revision != revision:
-                if events:
+                if revision:
                     yield revision, events
                     limit -= 1
                 if limit <= 0:
                     return
                 revision, events = mod_revision, []
-            events.append(self._event(mod_revision, number, record, prev_kv))
-        if events:
+            key_bytes = RECORD_HEAD.unpack_from(record)[5]
+            key = record[RECORD_HEAD_BYTES : RECORD_HEAD_BYTES + key_bytes]
+            if wanted is None or wanted(key):
+                events.append(self._event(mod_revision, number, record, key, prev_kv))
+        if revision:
             yield revision, events
 
-    def _event(self, mod_revision: int, number: int, record: bytes, prev_kv: bool) -> Event:
+    def _event(self, mod_revision: int, number: int, record: bytes, key: bytes, prev_kv: bool) -> Event:
         flags, replaced, create_revision, version_number, lease, key_bytes, _ = RECORD_HEAD.unpack_from(record)
-        key = record[RECORD_HEAD_BYTES : RECORD_HEAD_BYTES + key_bytes]
         event = Event()
         event.kv.key = key
         event.kv.mod_revision = mod_revision

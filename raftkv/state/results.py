@@ -6,7 +6,9 @@ A refusal is part of the replicated history: every replica comes to the same one
 from __future__ import annotations
 
 import enum
+import struct
 from dataclasses import dataclass
+from typing import Final
 
 from raftkv._pb.kv_pb2 import CompactionResponse, DeleteRangeResponse, PutResponse, TxnResponse
 from raftkv._pb.lease_pb2 import LeaseGrantResponse, LeaseRevokeResponse
@@ -97,3 +99,39 @@ Result = (
     | Refusal
 )
 """Headers of the messages carry `revision` only; the node that answers fills in the rest."""
+
+_MESSAGES: Final = (
+    PutResponse,
+    DeleteRangeResponse,
+    TxnResponse,
+    CompactionResponse,
+    LeaseGrantResponse,
+    LeaseRevokeResponse,
+    SessionOpened,
+)
+"""By the byte that a stored result of this type begins with; so nothing is ever moved or taken out here."""
+_TAGS: Final = {message: bytes((tag,)) for tag, message in enumerate(_MESSAGES)}
+_REFUSAL: Final = 254
+_DONE: Final = 255
+_REFUSAL_FIELDS = struct.Struct(">BBqq")
+_DONE_FIELDS = struct.Struct(">Bq")
+
+
+def encode_result(result: Result) -> bytes:
+    """The bytes under which a result is kept; `decode_result` gives an equal one back."""
+    if isinstance(result, Refusal):
+        return _REFUSAL_FIELDS.pack(_REFUSAL, result.code, result.revision, result.compact_revision)
+    if isinstance(result, Done):
+        return _DONE_FIELDS.pack(_DONE, result.revision)
+    return _TAGS[type(result)] + result.SerializeToString(deterministic=True)
+
+
+def decode_result(data: bytes) -> Result:
+    """What `encode_result` was given."""
+    tag = data[0]
+    if tag == _REFUSAL:
+        _, code, revision, compact_revision = _REFUSAL_FIELDS.unpack(data)
+        return Refusal(RefusalCode(code), revision, compact_revision)
+    if tag == _DONE:
+        return Done(_DONE_FIELDS.unpack(data)[1])
+    return _MESSAGES[tag].FromString(data[1:])
