@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import structlog
@@ -22,19 +21,18 @@ from raftkv.raft.errors import RaftRefused
 from raftkv.raft.messages import InstallSnapshot
 from raftkv.raft.ready import Event
 from raftkv.raft.types import EntryKind, NodeId, Role, SnapshotMeta
-from raftkv.replica.effects import Answers, Apply, PeerMessage, Persist
-from raftkv.replica.proposals import Pending
+from raftkv.replica.effects import Apply, Persist
 from raftkv.replica.replica import Replica
+from raftkv.server.asks import LeaseAnswer, LeaseAsk
+from raftkv.server.callers import Callers
 from raftkv.server.compaction import Compaction
 from raftkv.server.config import NodeConfig
+from raftkv.server.convert import PeerMessage
 from raftkv.server.disk import Disk
-from raftkv.server.errors import (
-    OutcomeHidden,
-    RequestTimeout,
-    Stopping,
-    TimeoutKind,
-    TransferTimeout,
-)
+from raftkv.server.errors import Stopping, TransferTimeout
+from raftkv.server.lease_port import LeasePort, is_done
+from raftkv.server.leasing import Leasing
+from raftkv.server.lessor import LeaseLeft
 from raftkv.server.peers import Peers
 from raftkv.server.services.contract import MemberFacts, NodeStatus, SpooledSnapshot
 from raftkv.server.snapshots import SnapshotSender
@@ -53,14 +51,6 @@ SWEEP_KEYS = 200
 DISK_STALLED_S = 1.0
 
 
-@dataclass(slots=True)
-class _Call:
-    """One caller that waits; `pending` is None for a read."""
-
-    deadline: float
-    pending: Pending | None
-
-
 class Runtime:
     """One node at work; services and transport call only this. All of it belongs to one event loop."""
 
@@ -72,6 +62,7 @@ class Runtime:
         self.stores = stores
         self.machine: StateMachine = stores.machine
         self.on_health: Callable[[frozenset[str]], None] = lambda reasons: None
+        self.on_applied: Callable[[], None] = lambda: None
         self._raft = replica.raft
         self._loop = asyncio.get_running_loop()
         self._tasks: asyncio.TaskGroup | None = None
@@ -81,7 +72,8 @@ class Runtime:
         self.peers = Peers(self.node_id, self.cluster_id, incarnation, self)
         self._compaction = Compaction(self)
         self._sender = SnapshotSender(self)
-        self._calls: dict[asyncio.Future[object], _Call] = {}
+        self.callers = Callers(replica, lambda: self._raft.leader, config.request_timeout_s)
+        self._leasing = Leasing(LeasePort(self), time.monotonic, incarnation, is_done)
         self._turn_due = False
         self._stopping = False
         self._probing = False
@@ -114,17 +106,24 @@ class Runtime:
             OutcomeHidden: a snapshot overtook this node; the command may have been applied.
             Stopping: the node is stopping; nothing was done.
         """
+        future = self.submit(kind, payload, deadline)
+        try:
+            return await future
+        except asyncio.CancelledError:
+            self.abandon(future)
+            raise
+
+    def submit(self, kind: CommandKind, payload: bytes, deadline: float | None) -> asyncio.Future[Result]:
+        """As `propose`, for callers that have many under way: no task, but a future each.
+
+        Raises:
+            Stopping: at once; what else `propose` raises, the future does. Who no longer waits says so by `abandon`.
+        """
         if self._stopping and self.leader in (0, self.node_id):
             raise Stopping
-        future: asyncio.Future[object] = self._loop.create_future()
-        pending = self.replica.propose(kind, payload, future)
-        self._calls[future] = _Call(self._limit(deadline), pending)
+        future = self.callers.submit(kind, payload, deadline)
         self._wake()
-        try:
-            return await future  # type: ignore[return-value]
-        finally:
-            del self._calls[future]
-            pending.abandoned = True  # of no effect once answered; a cancelled caller's command is dropped if unsent
+        return future
 
     async def read_barrier(self, deadline: float | None) -> None:
         """Wait until this node has applied all that was committed when the call came (ReadIndex, Ongaro 6.4).
@@ -132,14 +131,33 @@ class Runtime:
         Raises:
             RequestTimeout: no quorum confirmed a read index in time.
         """
-        future: asyncio.Future[object] = self._loop.create_future()
-        self.replica.read(future)
-        self._calls[future] = _Call(self._limit(deadline), None)
-        self._wake()
+        future = self.submit_read(deadline)
         try:
             await future
-        finally:
-            del self._calls[future]
+        except asyncio.CancelledError:
+            self.abandon(future)
+            raise
+
+    def submit_read(self, deadline: float | None) -> asyncio.Future[object]:
+        """As `read_barrier`, as a future."""
+        future = self.callers.read(deadline)
+        self._wake()
+        return future
+
+    def ask_lease(self, lease: int, *, renew: bool, deadline: float | None) -> asyncio.Future[LeaseLeft]:
+        """Have the leader renew a lease, or say how long it has; it answers only when it has proved that it leads.
+
+        Raises:
+            RequestTimeout: the future, when no leader answered in time; whether it was renewed is not known then.
+        """
+        future = self.callers.wait(deadline)
+        self._leasing.ask(lease, future, renew=renew)
+        self._wake()
+        return future  # type: ignore[return-value]  # a Future is not covariant
+
+    def abandon(self, future: asyncio.Future[Any]) -> None:
+        """Nobody waits for what `submit`, `submit_read` or `ask_lease` gave any more."""
+        self.callers.abandon(future)
 
     async def transfer_leadership(self, target: NodeId, deadline: float | None) -> None:
         """Hand leadership to `target` and wait until it leads.
@@ -150,7 +168,7 @@ class Runtime:
         """
         self._raft.transfer_leadership(target)
         self._wake()
-        limit = self._limit(deadline)
+        limit = self.callers.limit(deadline)
         while self._raft.leader != target:
             await asyncio.sleep(self.config.tick_ms / 1000)
             aborted = self._raft.role is Role.LEADER and self._raft.status().lead_transferee == 0
@@ -265,13 +283,19 @@ class Runtime:
         """Messages of one peer."""
         receive = self.replica.receive
         for message in messages:
-            receive(sender, message)
+            if isinstance(message, LeaseAsk):
+                self._leasing.on_ask(sender, message)
+            elif isinstance(message, LeaseAnswer):
+                self._leasing.on_answer(message)
+            else:
+                receive(sender, message)
         self._wake()
 
     def on_connected(self, peer: NodeId) -> None:
         """Our stream to a peer is new."""
         self.log.info("peer_connected", peer=f"{peer:x}")
         self.replica.connected(peer)
+        self._leasing.connected(peer)
         self._wake()
 
     def on_broken(self, peer: NodeId) -> None:
@@ -308,6 +332,7 @@ class Runtime:
 
     def _obey(self) -> None:
         replica = self.replica
+        self._leasing.turn()
         while (effects := replica.take()) is not None:
             if effects.persist is not None:
                 self._persist(effects.persist)
@@ -316,7 +341,11 @@ class Runtime:
                 send(peer, message)
             applies = effects.apply
             results = self._apply(applies) if applies else ()
-            self._answer(replica.applied(applies, results))
+            if applies:
+                self._leasing.applied()
+            self.callers.answer(replica.applied(applies, results))
+            if applies:
+                self.on_applied()
             for peer, index in effects.send_snapshots:
                 self._sender.start(peer, index)
             for event in effects.events:
@@ -342,6 +371,7 @@ class Runtime:
         except (StoreUnusable, StoreDamaged) as fault:
             self.fatal(fault)
         self.replica.installed(meta)
+        self.on_applied()
         self.peers.update(self.spawn, self.stores.peer_addresses(self.stores.conf))
         self.log.info("snapshot_installed", index=meta.index, term=meta.term)
 
@@ -357,20 +387,6 @@ class Runtime:
         self._compaction.applied(applies)
         return results
 
-    def _answer(self, answers: Answers) -> None:
-        for ticket, result in answers.results:
-            assert isinstance(ticket, asyncio.Future)
-            if not ticket.done():
-                ticket.set_result(result)
-        for ticket in answers.reads:
-            assert isinstance(ticket, asyncio.Future)
-            if not ticket.done():
-                ticket.set_result(None)
-        for ticket in answers.unknown:
-            assert isinstance(ticket, asyncio.Future)
-            if not ticket.done():
-                ticket.set_exception(OutcomeHidden())
-
     # Time.
 
     async def _tick_forever(self) -> None:
@@ -383,27 +399,15 @@ class Runtime:
             due += missed * tick_s
             for _ in range(min(missed, TICKS_AT_ONCE_MAX)):
                 self.replica.tick()
+                self._leasing.tick()
             count += 1
             if count % 10 == 0:
-                self._expire_calls()
+                self.callers.expire()
+                self._leasing.work()
                 self._update_health()
                 if self.machine.sweeping:
                     self.machine.sweep(SWEEP_KEYS)
             self._turn()
-
-    def _limit(self, deadline: float | None) -> float:
-        limit = self._loop.time() + self.config.request_timeout_s
-        return limit if deadline is None else min(deadline, limit)
-
-    def _expire_calls(self) -> None:
-        now = self._loop.time()
-        for future, call in self._calls.items():
-            if call.deadline <= now and not future.done():
-                unsent = call.pending is None or call.pending.term == 0
-                if call.pending is not None:
-                    self.replica.abandon(call.pending)
-                kind = TimeoutKind.LEADER_FAILURE if self.leader == 0 else TimeoutKind.GENERAL
-                future.set_exception(RequestTimeout(kind, executed="no" if unsent else "unknown"))
 
     # Evidence, health, events.
 

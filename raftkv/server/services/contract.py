@@ -5,12 +5,14 @@ All of it belongs to the node's event loop, except what says otherwise.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from raftkv._pb.common_pb2 import ResponseHeader
 from raftkv.server.config import NodeConfig
+from raftkv.server.lessor import LeaseLeft
 from raftkv.state.commands import CommandKind
 from raftkv.state.machine import StateMachine
 from raftkv.state.results import Result
@@ -61,6 +63,9 @@ class SpooledSnapshot(Protocol):
 class Node(Protocol):
     """A node, as its services see it."""
 
+    on_applied: Callable[[], None]
+    """Called in the turn in which `machine` moved on or was replaced, before anybody else may look."""
+
     @property
     def config(self) -> NodeConfig: ...
 
@@ -85,6 +90,22 @@ class Node(Protocol):
 
     async def propose(self, kind: CommandKind, payload: bytes, deadline: float | None) -> Result:
         """Have a command committed and applied here. `deadline` as `loop.time()`; None: the configured time."""
+        ...
+
+    def submit(self, kind: CommandKind, payload: bytes, deadline: float | None) -> asyncio.Future[Result]:
+        """As `propose`, as a future; who no longer waits for it says so by `abandon`."""
+        ...
+
+    def submit_read(self, deadline: float | None) -> asyncio.Future[object]:
+        """As `read_barrier`, as a future; likewise."""
+        ...
+
+    def ask_lease(self, lease: int, *, renew: bool, deadline: float | None) -> asyncio.Future[LeaseLeft]:
+        """Have the leader renew a lease, or say how long it has, once it has proved that it leads; likewise."""
+        ...
+
+    def abandon(self, future: asyncio.Future[Any]) -> None:
+        """Nobody waits for this future any more: what was not sent yet is dropped."""
         ...
 
     async def read_barrier(self, deadline: float | None) -> None:

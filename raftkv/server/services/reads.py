@@ -144,6 +144,14 @@ class Reads:
 
     async def apart(self, read: Callable[[Reader], T]) -> T:
         """Run `read` in a thread, over the state as of now."""
+        return await asyncio.wrap_future(self.begin(read))
+
+    def begin(self, read: Callable[[Reader], T]) -> concurrent.futures.Future[T]:
+        """Begin to run `read` in a thread, over the state as of now.
+
+        Raises:
+            Stopping: here, or as the outcome.
+        """
         machine = self._node.machine
         view = machine.store.view()  # taken here, where no entry is being applied
         reader = machine.reader(view)
@@ -153,7 +161,7 @@ class Reads:
             view.close()
             raise
         job.add_done_callback(lambda _: view.close())  # also when it was cancelled before it began
-        return await asyncio.wrap_future(job)
+        return job
 
     def _submit(self, call: Callable[[], T]) -> concurrent.futures.Future[T]:
         def checked() -> T:

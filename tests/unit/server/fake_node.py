@@ -14,12 +14,13 @@ from typing import Any
 
 import grpc
 
-from raftkv._pb import cluster_pb2_grpc, kv_pb2_grpc, maintenance_pb2_grpc
+from raftkv._pb import cluster_pb2_grpc, kv_pb2_grpc, lease_pb2_grpc, maintenance_pb2_grpc
 from raftkv.raft.errors import InvalidTransferee
 from raftkv.server import services, transport
 from raftkv.server.config import NodeConfig
 from raftkv.server.errors import NoLeader, RequestTimeout
 from raftkv.server.health import Health
+from raftkv.server.lessor import LeaseLeft, Lessor
 from raftkv.server.services.contract import MemberFacts, NodeStatus
 from raftkv.state.commands import Command, CommandKind, Group
 from raftkv.state.machine import StateMachine
@@ -63,7 +64,11 @@ class FakeNode:
         self.defragmented = 0
         self.transferred_to = 0
         self.spool = FakeSpool(b"state" * 20_000)
+        self.clock_s = 1000.0  # of leases
+        self.lessor = Lessor(lambda: self.clock_s)
+        self.leases_asked: list[tuple[int, bool]] = []  # lease, renewed
         self.fatal_faults: list[BaseException] = []
+        self.on_applied: Callable[[], None] = lambda: None
         self._open = asyncio.Event()
         self._open.set()
 
@@ -81,7 +86,30 @@ class FakeNode:
         self.proposed.append((kind, payload))
         machine = self.machine
         group = Group(self.node_id, 1, (Command(1, kind, payload),))
-        return machine.apply(machine.applied_index + 1, self.term, (group,))[0][0]
+        result = machine.apply(machine.applied_index + 1, self.term, (group,))[0][0]
+        self.on_applied()
+        return result
+
+    def submit(self, kind: CommandKind, payload: bytes, deadline: float | None) -> asyncio.Future[Result]:
+        return asyncio.ensure_future(self.propose(kind, payload, deadline))
+
+    def submit_read(self, deadline: float | None) -> asyncio.Future[object]:
+        return asyncio.ensure_future(self.read_barrier(deadline))
+
+    def ask_lease(self, lease: int, *, renew: bool, deadline: float | None) -> asyncio.Future[LeaseLeft]:
+        return asyncio.ensure_future(self._ask_lease(lease, renew, deadline))
+
+    async def _ask_lease(self, lease: int, renew: bool, deadline: float | None) -> LeaseLeft:
+        await self._wait(deadline)
+        self.leases_asked.append((lease, renew))
+        if self.lessor.term != self.term:
+            self.machine.take_lease_events()
+            self.lessor.lead(self.term, self.machine.leases, self.machine.sessions)
+        self.lessor.applied(self.machine.take_lease_events(), self.machine.take_session_events())
+        return self.lessor.renew(lease) if renew else self.lessor.look(lease)
+
+    def abandon(self, future: asyncio.Future[Any]) -> None:
+        future.cancel()
 
     async def read_barrier(self, deadline: float | None) -> None:
         self.barriers += 1
@@ -148,6 +176,10 @@ class Served:
     @property
     def kv(self) -> kv_pb2_grpc.KVAsyncStub:
         return kv_pb2_grpc.KVStub(self.channel)
+
+    @property
+    def lease(self) -> lease_pb2_grpc.LeaseAsyncStub:
+        return lease_pb2_grpc.LeaseStub(self.channel)
 
     @property
     def cluster(self) -> cluster_pb2_grpc.ClusterAsyncStub:

@@ -1,0 +1,521 @@
+"""Who on this node is to be told of which changes: watches, however their clients are reached.
+
+    apply --advance--> SYNCED watches get the changes of this turn, which are read from the store once for all
+                          |  ^
+             no room for  |  |  has caught up with the store
+                          v  |
+    STUCK --drained--> BEHIND: reads on from the store in chunks, all that are behind together
+                          |
+                          +--> cancelled: what it needs next has been compacted
+
+Nothing is kept for a watch but the revision it needs next: a client that does not read costs its bounded buffer, and
+what it missed waits in the store. Chunks are read on the loop while they are small, else in a thread over a view.
+
+Invariants: a watch gets each change it wants exactly once, in the order of revisions, all of a revision together, and
+nothing below its start; or it is cancelled with the compact revision. While there are watches, `revision` is the
+machine's whenever anybody else may run.    See: reliability W1 to W8.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import enum
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from raftkv._pb.common_pb2 import Event
+from raftkv.server.errors import Stopping
+from raftkv.state.machine import StateMachine
+from raftkv.state.mvcc import Reader
+
+LOOP_REVISIONS_MAX = 64
+"""Revisions of a chunk that is read on the loop: about half a millisecond."""
+
+APART_REVISIONS_MAX = 4096
+"""Revisions of a chunk that is read in a thread."""
+
+CHUNK_BYTES_MAX = 256 * 1024
+"""A chunk ends behind the revision in which it exceeds this many bytes of what somebody wants."""
+
+BUFFERED_BYTES_MAX = 64 * 1024 * 1024
+"""What all sinks of a node may hold together; beyond it, only a sink that holds nothing takes more."""
+
+_EVENTS_TAG = b"\x5a"  # field 11 of WatchResponse, length-delimited
+
+
+class Change:
+    """One event on its way to everybody who wants it; encoded once."""
+
+    __slots__ = ("_full", "_plain", "event", "revision")
+
+    def __init__(self, revision: int, event: Event) -> None:
+        self.revision = revision
+        self.event = event
+        self._plain: bytes | None = None
+        self._full: bytes | None = None
+
+    def frame(self, prev_kv: bool) -> bytes:
+        """The event as one of the field `events` of a WatchResponse, with or without the value before."""
+        if prev_kv and self.event.HasField("prev_kv"):
+            if self._full is None:
+                self._full = _framed(self.event)
+            return self._full
+        if self._plain is None:
+            event = self.event
+            if event.HasField("prev_kv"):
+                event = Event(type=event.type, kv=event.kv, expired=event.expired)
+            self._plain = _framed(event)
+        return self._plain
+
+
+class State(enum.Enum):
+    """See the picture in the module."""
+
+    SYNCED = enum.auto()
+    BEHIND = enum.auto()
+    STUCK = enum.auto()
+    GONE = enum.auto()
+
+
+class Sink(Protocol):
+    """Where changes go: the buffer of a client's stream, or somebody who waits inside this node."""
+
+    def room(self) -> int:
+        """Bytes that still fit; a revision that begins within them is taken whole."""
+        ...
+
+    def take(self, watch: Watch, changes: Sequence[Change], through: int) -> None:
+        """Changes of whole revisions; with them the watch has everything up to the revision `through`."""
+        ...
+
+    def cancelled(self, watch: Watch, compact_revision: int) -> None:
+        """The watch has ended: what it needs next has been compacted."""
+        ...
+
+    def closed(self) -> None:
+        """The node stops; nothing will come any more."""
+        ...
+
+
+class Watch:
+    """Interest in a key or a range; made by `WatchHub.add`."""
+
+    __slots__ = ("key", "next_revision", "no_delete", "no_put", "prev_kv", "sink", "start_revision", "state", "stop")
+
+    def __init__(
+        self, sink: Sink, key: bytes, stop: bytes | None, start_revision: int, prev_kv: bool, filters: tuple[bool, bool]
+    ) -> None:
+        self.sink = sink
+        self.key = key
+        self.stop = stop  # None: no end
+        self.start_revision = start_revision  # as asked for; 0 is from now on
+        self.next_revision = start_revision  # everything before it was delivered, or is not wanted; see `advance`
+        self.prev_kv = prev_kv
+        self.no_put, self.no_delete = filters
+        self.state = State.GONE
+
+    def wants(self, event: Event) -> bool:
+        """Whether the filters let an event of its range pass."""
+        return not (self.no_delete if event.type == Event.DELETE else self.no_put)
+
+
+class Matcher:
+    """Finds the watches of a key without looking at each: by the key, by each length of prefix in use, by ranges."""
+
+    __slots__ = ("_exact", "_lengths", "_prefixes", "_ranges", "_sizes")
+
+    def __init__(self, watches: Iterable[Watch] = ()) -> None:
+        self._exact: dict[bytes, dict[Watch, None]] = {}
+        self._prefixes: dict[bytes, dict[Watch, None]] = {}
+        self._sizes: Counter[int] = Counter()  # of the prefixes in use
+        self._lengths: tuple[int, ...] = ()
+        self._ranges: dict[tuple[bytes, bytes | None], dict[Watch, None]] = {}
+        for watch in watches:
+            self.add(watch)
+
+    def add(self, watch: Watch) -> None:
+        """Find this one too."""
+        key, stop = watch.key, watch.stop
+        if stop == key + b"\0":
+            self._exact.setdefault(key, {})[watch] = None
+        elif (prefix := prefix_of(key, stop)) is not None:
+            found = self._prefixes.setdefault(prefix, {})
+            if not found:
+                self._sizes[len(prefix)] += 1
+                self._lengths = tuple(self._sizes)
+            found[watch] = None
+        else:
+            self._ranges.setdefault((key, stop), {})[watch] = None
+
+    def discard(self, watch: Watch) -> None:
+        """Find it no more."""
+        key, stop = watch.key, watch.stop
+        if stop == key + b"\0":
+            _drop(self._exact, key, watch)
+        elif (prefix := prefix_of(key, stop)) is not None:
+            if _drop(self._prefixes, prefix, watch):
+                self._sizes[len(prefix)] -= 1
+                if not self._sizes[len(prefix)]:
+                    del self._sizes[len(prefix)]
+                    self._lengths = tuple(self._sizes)
+        else:
+            _drop(self._ranges, (key, stop), watch)
+
+    def touches(self, key: bytes) -> bool:
+        """Whether `key` belongs to any watch."""
+        if key in self._exact:
+            return True
+        prefixes = self._prefixes
+        if any(key[:length] in prefixes for length in self._lengths):
+            return True
+        return any(start <= key and (stop is None or key < stop) for start, stop in self._ranges)
+
+    def match(self, key: bytes) -> Sequence[Watch]:
+        """All watches that `key` belongs to."""
+        found = list(self._exact.get(key, ()))
+        for length in self._lengths:
+            if len(key) >= length and (watches := self._prefixes.get(key[:length])):
+                found.extend(watches)
+        for (start, stop), watches in self._ranges.items():
+            if start <= key and (stop is None or key < stop):
+                found.extend(watches)
+        return found
+
+
+class Found(NamedTuple):
+    """A chunk of history, as far as somebody wants it."""
+
+    last: int  # the last revision that was looked at, wanted or not
+    changes: list[tuple[Change, Sequence[Watch]]]
+
+
+class Plan:
+    """A chunk of history to be read for some watches; `read` may run in a thread, so it looks at nothing that moves."""
+
+    __slots__ = ("_matcher", "_prev_kv", "_revisions_max", "first", "watches")
+
+    def __init__(self, watches: Sequence[Watch], revisions_max: int) -> None:
+        self.first = min(watch.next_revision for watch in watches)
+        self.watches = watches
+        self._matcher = Matcher(watches)
+        self._prev_kv = any(watch.prev_kv for watch in watches)
+        self._revisions_max = revisions_max
+
+    def read(self, reader: Reader) -> Found:
+        """Read the chunk."""
+        match, wanted = self._matcher.match, self._matcher.touches
+        found: list[tuple[Change, Sequence[Watch]]] = []
+        left = self._revisions_max
+        wanted_bytes = 0
+        for revision, events in reader.changes(self.first, left, prev_kv=self._prev_kv, wanted=wanted):
+            for event in events:
+                found.append((Change(revision, event), match(event.kv.key)))
+                wanted_bytes += len(event.kv.key) + len(event.kv.value) + len(event.prev_kv.value)
+            left -= 1
+            if not left or wanted_bytes > CHUNK_BYTES_MAX:
+                return Found(revision, found)
+        return Found(reader.revision, found)
+
+
+class Loop(Protocol):
+    """What the hub needs of asyncio's loop."""
+
+    def call_soon(self, callback: Callable[..., object], /, *args: Any) -> object: ...
+
+    def call_soon_threadsafe(self, callback: Callable[..., object], /, *args: Any) -> object: ...
+
+
+Apart = Callable[[Callable[[Reader], Found]], "concurrent.futures.Future[Found]"]
+
+
+class WatchHub:
+    """All watches of one node; see the module. Belongs to the node's loop."""
+
+    def __init__(
+        self,
+        machine: Callable[[], StateMachine],
+        loop: Loop,
+        apart: Apart,
+        fatal: Callable[[BaseException], None],
+        loop_revisions_max: int = LOOP_REVISIONS_MAX,
+    ) -> None:
+        """
+        Args:
+            machine: the state as it is now; another one after a snapshot was installed.
+            apart: runs its argument in a thread over a view of the state as it is now.
+            fatal: what to do about an error that must not be.
+            loop_revisions_max: a backlog of more revisions than this is read apart.
+        """
+        self._current = machine
+        self._machine = machine()
+        self._loop = loop
+        self._apart = apart
+        self._fatal = fatal
+        self._loop_revisions_max = loop_revisions_max
+        self.revision = self._machine.revision
+        """Up to here, synced watches have everything."""
+        self.buffered_bytes = 0
+        """What all sinks hold; they keep count."""
+        self._watches: dict[Watch, None] = {}
+        self._synced = Matcher()
+        self._with_prev_kv = 0  # of the synced
+        self._behind: dict[Watch, None] = {}
+        self._stuck: dict[Sink, dict[Watch, None]] = {}
+        self._due = False  # a step is in the loop's queue
+        self._reading = False  # a chunk is being read apart
+        self._closed = False
+
+    def __len__(self) -> int:
+        return len(self._watches)
+
+    @property
+    def behind(self) -> int:
+        """Watches that do not have everything, whosever fault it is."""
+        return len(self._behind) + sum(len(watches) for watches in self._stuck.values())
+
+    def add(
+        self,
+        sink: Sink,
+        key: bytes,
+        stop: bytes | None,
+        *,
+        start_revision: int = 0,
+        prev_kv: bool = False,
+        no_put: bool = False,
+        no_delete: bool = False,
+    ) -> Watch:
+        """Watch the keys in [key, stop); `stop` None is without end. Nothing reaches the sink before this returns.
+
+        Args:
+            start_revision: the first revision that is wanted; 0 is what comes after now, and it may be in the future.
+        Raises:
+            Stopping: the node stops.
+        """
+        if self._closed:
+            raise Stopping
+        if not self._watches:  # nobody has moved these while nobody watched
+            self._machine = self._current()
+            self.revision = self._machine.revision
+        watch = Watch(sink, key, stop, start_revision, prev_kv, (no_put, no_delete))
+        watch.next_revision = start_revision or self.revision + 1
+        self._watches[watch] = None
+        self._place(watch)
+        return watch
+
+    def remove(self, watch: Watch) -> None:
+        """Tell this one nothing any more."""
+        if watch.state is not State.GONE:
+            self._displace(watch)
+            watch.state = State.GONE
+            del self._watches[watch]
+
+    def has_all(self, watch: Watch) -> bool:
+        """Whether the watch has got everything up to `revision`, and begins no later than that."""
+        return watch.state is State.SYNCED and watch.start_revision <= self.revision
+
+    def advance(self) -> None:
+        """The state has moved on: to be called after each apply and each installed snapshot, in the same turn."""
+        if not self._watches:
+            return
+        machine = self._current()
+        if machine is not self._machine:
+            self._reattach(machine)
+            return
+        first, revision = self.revision + 1, machine.revision
+        if revision < first:
+            return
+        self.revision = revision
+        reader = machine.reader()
+        # A compaction in this same turn forbids to read what it followed, though nothing has been taken out yet: the
+        # sweep of this compaction has not begun, and no sweep before it went beyond what had been read here.
+        reader.compact_revision = min(reader.compact_revision, first - 1)
+        found: dict[Watch, list[Change]] = {}
+        match, wanted = self._synced.match, self._synced.touches
+        for at, events in reader.changes(first, revision, prev_kv=self._with_prev_kv > 0, wanted=wanted):
+            for event in events:
+                change = Change(at, event)
+                for watch in match(event.kv.key):
+                    if at >= watch.next_revision and watch.wants(event):
+                        found.setdefault(watch, []).append(change)
+        for watch, changes in found.items():
+            self._deliver(watch, changes, revision)
+
+    def drained(self, sink: Sink) -> None:
+        """The sink has room again."""
+        for watch in self._stuck.pop(sink, ()):
+            watch.state = State.BEHIND
+            self._behind[watch] = None
+        self._schedule()
+
+    def close(self) -> None:
+        """The node stops: nobody is told anything any more, and those who wait inside this node learn it."""
+        self._closed = True
+        for sink in {watch.sink: None for watch in self._watches}:
+            sink.closed()
+
+    # Where a watch stands.
+
+    def _place(self, watch: Watch) -> None:
+        """Put it where its next revision says; it is nowhere yet."""
+        if watch.next_revision > self.revision:
+            watch.state = State.SYNCED
+            self._synced.add(watch)
+            self._with_prev_kv += watch.prev_kv
+        else:
+            watch.state = State.BEHIND
+            self._behind[watch] = None
+            self._schedule()
+
+    def _displace(self, watch: Watch) -> None:
+        if watch.state is State.SYNCED:
+            self._synced.discard(watch)
+            self._with_prev_kv -= watch.prev_kv
+        elif watch.state is State.BEHIND:
+            del self._behind[watch]
+        elif watch.state is State.STUCK:
+            _drop(self._stuck, watch.sink, watch)
+
+    def _reattach(self, machine: StateMachine) -> None:
+        """Another state took the place of the one we read: what lies between is read from it, if it is there."""
+        assert machine.revision >= self.revision, "an installed snapshot went back in time"
+        for watch in [watch for watch in self._watches if watch.state is State.SYNCED]:
+            self._displace(watch)
+            watch.next_revision = max(watch.next_revision, self.revision + 1)
+            watch.state = State.BEHIND
+            self._behind[watch] = None
+        self._machine = machine
+        self.revision = machine.revision
+        self._schedule()
+
+    def _deliver(self, watch: Watch, changes: list[Change], through: int) -> None:
+        """Give a watch what fits; what does not, it reads from the store when there is room."""
+        sink = watch.sink
+        room = sink.room()
+        cut = len(changes) if room > 0 else 0
+        size, revision = 0, changes[0].revision
+        for number in range(cut):
+            change = changes[number]
+            if size >= room and change.revision != revision:
+                cut = number
+                break
+            revision = change.revision
+            size += len(change.frame(watch.prev_kv))
+        if cut == len(changes):
+            sink.take(watch, changes, through)
+            return
+        if cut:
+            sink.take(watch, changes[:cut], changes[cut].revision - 1)
+        self._displace(watch)
+        watch.next_revision = changes[cut].revision
+        watch.state = State.STUCK
+        self._stuck.setdefault(sink, {})[watch] = None
+
+    # Catching up.
+
+    def _schedule(self) -> None:
+        if self._behind and not self._due and not self._reading and not self._closed:
+            self._due = True
+            self._loop.call_soon(self._step)
+
+    def _step(self) -> None:
+        """Bring those that are behind forward by one chunk."""
+        self._due = False
+        try:
+            self._catch_up()
+        except Exception as fault:  # noqa: BLE001 - somebody would miss changes and never know
+            self._fatal(fault)
+
+    def _catch_up(self) -> None:
+        if self._closed:
+            return
+        compacted = self._machine.compact_revision
+        for watch in [watch for watch in self._behind if watch.next_revision < compacted]:
+            self.remove(watch)
+            watch.sink.cancelled(watch, compacted)
+        for watch in [watch for watch in self._behind if watch.next_revision > self.revision]:
+            self._displace(watch)
+            self._place(watch)
+        if not self._behind:
+            return
+        plan = Plan(list(self._behind), self._loop_revisions_max)
+        if self.revision - plan.first < self._loop_revisions_max:
+            self._found(plan, plan.read(self._machine.reader()))
+            return
+        plan = Plan(plan.watches, APART_REVISIONS_MAX)
+        try:
+            job = self._apart(plan.read)
+        except Stopping:
+            return
+        self._reading = True
+        job.add_done_callback(lambda done: self._loop.call_soon_threadsafe(self._read_apart, plan, done))
+
+    def _read_apart(self, plan: Plan, job: concurrent.futures.Future[Found]) -> None:
+        self._reading = False
+        if self._closed or job.cancelled():
+            return
+        try:
+            self._found(plan, job.result())
+        except Stopping:
+            return
+        except Exception as fault:  # noqa: BLE001 - as above
+            self._fatal(fault)
+
+    def _found(self, plan: Plan, found: Found) -> None:
+        """Deliver a chunk. Watches may have come, gone and stopped since it was planned, but none has moved forward."""
+        wanted: dict[Watch, list[Change]] = {}
+        for change, watches in found.changes:
+            for watch in watches:
+                if watch.state is State.BEHIND and change.revision >= watch.next_revision and watch.wants(change.event):
+                    wanted.setdefault(watch, []).append(change)
+        for watch, changes in wanted.items():
+            self._deliver(watch, changes, found.last)
+        for watch in plan.watches:
+            if watch.state is State.BEHIND:
+                watch.next_revision = max(watch.next_revision, found.last + 1)
+                if watch.next_revision > self.revision:
+                    self._displace(watch)
+                    self._place(watch)
+        self._schedule()
+
+
+def prefix_of(key: bytes, stop: bytes | None) -> bytes | None:
+    """The prefix that exactly the keys in [key, stop) have; None where there is none."""
+    if stop is None:
+        return b"" if key in (b"", b"\0") else None
+    stem = key.rstrip(b"\xff")
+    if stem and stop == stem[:-1] + bytes((stem[-1] + 1,)):
+        return key
+    return None
+
+
+def prefix_end(prefix: bytes) -> bytes:
+    """The `range_end` that makes a range of all keys with this prefix."""
+    stem = prefix.rstrip(b"\xff")
+    return stem[:-1] + bytes((stem[-1] + 1,)) if stem else b"\0"
+
+
+def varint(number: int) -> bytes:
+    """A number as protobuf writes it; a negative one as 64 bits."""
+    number &= 0xFFFF_FFFF_FFFF_FFFF
+    out = bytearray()
+    while number > 0x7F:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    out.append(number)
+    return bytes(out)
+
+
+def _framed(event: Event) -> bytes:
+    raw = event.SerializeToString()
+    return _EVENTS_TAG + varint(len(raw)) + raw
+
+
+def _drop(places: dict[Any, dict[Watch, None]], place: object, watch: Watch) -> bool:
+    """Take a watch out of its place; whether that was its last one."""
+    watches = places[place]
+    del watches[watch]
+    if watches:
+        return False
+    del places[place]
+    return True
