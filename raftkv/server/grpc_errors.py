@@ -106,8 +106,18 @@ INVALID: Final[dict[InvalidCode, str]] = {
     InvalidCode.INVALID_SORT_OPTION: "INVALID_SORT_OPTION",
     InvalidCode.REQUEST_TOO_LARGE: "REQUEST_TOO_LARGE",
     InvalidCode.KEY_TOO_LARGE: "KEY_TOO_LARGE",
+    InvalidCode.LEASE_TTL_TOO_LARGE: "LEASE_TTL_TOO_LARGE",
+    InvalidCode.LEASE_ID_NEGATIVE: "LEASE_ID_NEGATIVE",
+    InvalidCode.TOO_MANY_GUARDS: "TOO_MANY_GUARDS",
+    InvalidCode.GUARD_TOKEN: "GUARD_TOKEN",
+    InvalidCode.GUARD_NESTED: "GUARD_NESTED",
+    InvalidCode.SESSION_TTL_NEGATIVE: "SESSION_TTL_NEGATIVE",
+    InvalidCode.SESSION_CALL: "SESSION_CALL",
 }
 """The request can never succeed: INVALID_ARGUMENT, and the text is the code's value."""
+
+INVALID_OUT_OF_RANGE: Final = frozenset({InvalidCode.LEASE_TTL_TOO_LARGE})
+"""But for these, which etcd answers with OUT_OF_RANGE."""
 
 _UNAVAILABLE = StatusCode.UNAVAILABLE
 TIMEOUTS: Final[dict[TimeoutKind, Row]] = {
@@ -190,7 +200,8 @@ def _known(fault: Exception, method: str) -> Answer | None:
         more = [(FIELD_TRAILER, fault.field)]
         if fault.limit is not None:
             more.append((LIMIT_TRAILER, str(fault.limit)))
-        return Answer(StatusCode.INVALID_ARGUMENT, INVALID[fault.code], fault.text, more=tuple(more))
+        code = StatusCode.OUT_OF_RANGE if fault.code in INVALID_OUT_OF_RANGE else StatusCode.INVALID_ARGUMENT
+        return Answer(code, INVALID[fault.code], fault.text, more=tuple(more))
     if isinstance(fault, DecodeError):
         return Answer(MALFORMED.code, MALFORMED.name, f"raftkv: the bytes are no request of {method}")
     row = EXCEPTIONS.get(type(fault))

@@ -14,12 +14,17 @@ from dataclasses import dataclass
 from raftkv._pb.kv_pb2 import (
     CompactionRequest,
     DeleteRangeRequest,
+    Guard,
     PutRequest,
     RangeRequest,
     RequestOp,
     TxnRequest,
 )
+from raftkv._pb.lease_pb2 import LeaseGrantRequest
+from raftkv._pb.state_pb2 import SessionCall, SessionOpen
 from raftkv.state.keys import span
+from raftkv.state.leases import TTL_MS_MAX, TTL_S_MAX
+from raftkv.state.sessions import CALLABLE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +39,8 @@ class RequestLimits:
     """Compares, operations of either branch, each; etcd's `--max-txn-ops`. Nested ones share what the outer left."""
     txn_depth_max: int = 32
     """Transactions inside each other. Protobuf decoders stop at 100 messages, that is at 49 of these."""
+    guards_max: int = 8
+    """Guards of one request; nobody holds many locks at once in good order."""
 
 
 class InvalidCode(enum.Enum):
@@ -49,10 +56,19 @@ class InvalidCode(enum.Enum):
     REQUEST_TOO_LARGE = "etcdserver: request is too large"
     KEY_TOO_LARGE = "etcdserver: key is too large"
     """Ours: etcd has no such limit."""
+    LEASE_TTL_TOO_LARGE = "etcdserver: too large lease TTL"
+    LEASE_ID_NEGATIVE = "etcdserver: lease ID is negative"
+    """Ours: in etcd such leases have made members differ."""
+    TOO_MANY_GUARDS = "raftkv: too many guards"
+    GUARD_TOKEN = "raftkv: the token of a guard is not above zero"
+    GUARD_NESTED = "raftkv: guards belong to the outermost request"
+    SESSION_TTL_NEGATIVE = "raftkv: the time to live of a session is negative"
+    SESSION_CALL = "raftkv: not a call of a session"
 
 
 class InvalidRequest(Exception):
-    """The request can never succeed as it is. Nothing was proposed. The gRPC status is INVALID_ARGUMENT.
+    """The request can never succeed as it is. Nothing was proposed. The gRPC status is INVALID_ARGUMENT, but for a time
+    to live that is too large: OUT_OF_RANGE, as in etcd.
 
     `field` names what is wrong, `limit` and `actual` what was allowed and found, where that is a question of size.
     """
@@ -98,24 +114,22 @@ def check_put(request: PutRequest, limits: RequestLimits = DEFAULT_LIMITS) -> No
     """Check a put.
 
     Raises:
-        InvalidRequest: EMPTY_KEY, KEY_TOO_LARGE, VALUE_PROVIDED, LEASE_PROVIDED.
+        InvalidRequest: EMPTY_KEY, KEY_TOO_LARGE, VALUE_PROVIDED, LEASE_PROVIDED; of a guard.
     """
-    key = request.key
-    if not key or len(key) > limits.key_bytes_max:
-        _check_key(key, b"", limits)
-    if request.ignore_value and request.value:
-        raise InvalidRequest(InvalidCode.VALUE_PROVIDED, "value")
-    if request.ignore_lease and request.lease:
-        raise InvalidRequest(InvalidCode.LEASE_PROVIDED, "lease")
+    _check_put(request, limits)
+    if request.guards:
+        check_guards(request.guards, limits)
 
 
 def check_delete(request: DeleteRangeRequest, limits: RequestLimits = DEFAULT_LIMITS) -> None:
     """Check a delete.
 
     Raises:
-        InvalidRequest: EMPTY_KEY, KEY_TOO_LARGE.
+        InvalidRequest: EMPTY_KEY, KEY_TOO_LARGE; of a guard.
     """
     _check_key(request.key, request.range_end, limits)
+    if request.guards:
+        check_guards(request.guards, limits)
 
 
 def check_compaction(request: CompactionRequest, limits: RequestLimits = DEFAULT_LIMITS) -> None:
@@ -126,19 +140,86 @@ def check_txn(request: TxnRequest, limits: RequestLimits = DEFAULT_LIMITS) -> No
     """Check a transaction, reading or writing.
 
     Raises:
-        InvalidRequest: of any operation inside; TOO_MANY_OPS, KEY_NOT_FOUND (an operation that is none), DUPLICATE_KEY.
+        InvalidRequest: of any operation inside; TOO_MANY_OPS, KEY_NOT_FOUND (an operation that is none), DUPLICATE_KEY;
+            of a guard; GUARD_NESTED.
     """
     _check_txn(request, limits, limits.txn_ops_max, 1)
     _check_writes(request.success)
     _check_writes(request.failure)
+    if request.guards:
+        check_guards(request.guards, limits)
 
 
-def _check_key(key: bytes, range_end: bytes, limits: RequestLimits) -> None:
+def check_guards(guards: Sequence[Guard], limits: RequestLimits = DEFAULT_LIMITS) -> None:
+    """Check the guards of a request.
+
+    Raises:
+        InvalidRequest: TOO_MANY_GUARDS, EMPTY_KEY, KEY_TOO_LARGE, GUARD_TOKEN.
+    """
+    if len(guards) > limits.guards_max:
+        raise InvalidRequest(InvalidCode.TOO_MANY_GUARDS, "guards", limit=limits.guards_max, actual=len(guards))
+    for guard in guards:
+        _check_key(guard.key, b"", limits, "guards.key")
+        if guard.token <= 0:
+            raise InvalidRequest(InvalidCode.GUARD_TOKEN, "guards.token", actual=guard.token)
+
+
+def check_lease_grant(request: LeaseGrantRequest) -> None:
+    """Check a grant. An ID of 0 is to be filled in by the node; a time to live below the least is raised, as in etcd.
+
+    Raises:
+        InvalidRequest: LEASE_TTL_TOO_LARGE, LEASE_ID_NEGATIVE.
+    """
+    if request.ttl_ms > TTL_MS_MAX:
+        raise InvalidRequest(InvalidCode.LEASE_TTL_TOO_LARGE, "ttl_ms", limit=TTL_MS_MAX, actual=request.ttl_ms)
+    if request.TTL > TTL_S_MAX:
+        raise InvalidRequest(InvalidCode.LEASE_TTL_TOO_LARGE, "TTL", limit=TTL_S_MAX, actual=request.TTL)
+    if request.ID < 0:
+        raise InvalidRequest(InvalidCode.LEASE_ID_NEGATIVE, "ID", actual=request.ID)
+
+
+def check_session_open(request: SessionOpen) -> None:
+    """Check the beginning of a session. A time to live out of bounds is moved into them; 0 is the default.
+
+    Raises:
+        InvalidRequest: SESSION_TTL_NEGATIVE.
+    """
+    if request.ttl_ms < 0:
+        raise InvalidRequest(InvalidCode.SESSION_TTL_NEGATIVE, "ttl_ms", actual=request.ttl_ms)
+
+
+def check_session_call(call: SessionCall) -> None:
+    """Check the numbers of a call; what it carries is checked as it would be without a session.
+
+    Raises:
+        InvalidRequest: SESSION_CALL.
+    """
+    for field, good in (
+        ("session", call.session > 0),
+        ("seq", call.seq > 0),
+        ("first_incomplete", call.first_incomplete <= call.seq),
+        ("kind", call.kind in CALLABLE),
+    ):
+        if not good:
+            raise InvalidRequest(InvalidCode.SESSION_CALL, field)
+
+
+def _check_put(request: PutRequest, limits: RequestLimits) -> None:
+    key = request.key
+    if not key or len(key) > limits.key_bytes_max:
+        _check_key(key, b"", limits)
+    if request.ignore_value and request.value:
+        raise InvalidRequest(InvalidCode.VALUE_PROVIDED, "value")
+    if request.ignore_lease and request.lease:
+        raise InvalidRequest(InvalidCode.LEASE_PROVIDED, "lease")
+
+
+def _check_key(key: bytes, range_end: bytes, limits: RequestLimits, field: str = "key") -> None:
     if not key:
-        raise InvalidRequest(InvalidCode.EMPTY_KEY, "key")
+        raise InvalidRequest(InvalidCode.EMPTY_KEY, field)
     longest = limits.key_bytes_max
     if len(key) > longest:
-        raise InvalidRequest(InvalidCode.KEY_TOO_LARGE, "key", limit=longest, actual=len(key))
+        raise InvalidRequest(InvalidCode.KEY_TOO_LARGE, field, limit=longest, actual=len(key))
     # One more, for the end of a range that includes the longest key.
     if len(range_end) > longest + 1:
         raise InvalidRequest(InvalidCode.KEY_TOO_LARGE, "range_end", limit=longest + 1, actual=len(range_end))
@@ -155,13 +236,22 @@ def _check_txn(request: TxnRequest, limits: RequestLimits, ops_max: int, depth: 
         if kind == "request_range":
             check_range(op.request_range, limits)
         elif kind == "request_put":
-            check_put(op.request_put, limits)
+            _check_put(op.request_put, limits)
+            _check_not_guarded(op.request_put)
         elif kind == "request_delete_range":
-            check_delete(op.request_delete_range, limits)
+            _check_key(op.request_delete_range.key, op.request_delete_range.range_end, limits)
+            _check_not_guarded(op.request_delete_range)
         elif kind == "request_txn":
+            _check_not_guarded(op.request_txn)
             _check_txn(op.request_txn, limits, ops_max - used, depth + 1)
         else:
             raise InvalidRequest(InvalidCode.KEY_NOT_FOUND, "request")
+
+
+def _check_not_guarded(request: PutRequest | DeleteRangeRequest | TxnRequest) -> None:
+    # Refused rather than ignored: who sends one there believes that it protects.
+    if request.guards:
+        raise InvalidRequest(InvalidCode.GUARD_NESTED, "guards")
 
 
 class _Spans:

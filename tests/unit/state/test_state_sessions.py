@@ -368,7 +368,7 @@ SEED = st.integers(0, 2**32 - 1)
 @given(seed=SEED, steps=st.integers(1, 120))
 @settings(max_examples=60, deadline=None)
 def test_x1_x2_calls_are_done_at_most_once_and_answered_alike(seed: int, steps: int) -> None:
-    """Lost answers, repeats, late arrivals, crashes and restarts: a counter in each value tells of a second execution."""
+    """Lost answers, repeats, late arrivals, crashes, restarts: the version of a key tells of a second execution."""
     choose = random.Random(seed)
     kv = Driver()
     ids = [opened(kv) for _ in range(3)]

@@ -13,11 +13,15 @@ from raftkv._pb.kv_pb2 import (
     CompactionRequest,
     Compare,
     DeleteRangeRequest,
+    Guard,
     PutRequest,
     RangeRequest,
     RequestOp,
     TxnRequest,
 )
+from raftkv._pb.lease_pb2 import LeaseGrantRequest
+from raftkv._pb.state_pb2 import SessionCall, SessionOpen
+from raftkv.state.commands import CommandKind
 from raftkv.state.validate import (
     InvalidCode,
     InvalidRequest,
@@ -25,8 +29,11 @@ from raftkv.state.validate import (
     _Spans,
     check_compaction,
     check_delete,
+    check_lease_grant,
     check_put,
     check_range,
+    check_session_call,
+    check_session_open,
     check_size,
     check_txn,
 )
@@ -166,6 +173,65 @@ def test_writing_a_key_twice(request_: TxnRequest) -> None:
 )
 def test_not_writing_a_key_twice(request_: TxnRequest) -> None:
     check_txn(request_)
+
+
+@pytest.mark.parametrize(
+    ("check", "request_type"), [(check_put, PutRequest), (check_delete, DeleteRangeRequest), (check_txn, TxnRequest)]
+)
+def test_guards(check: Any, request_type: Any) -> None:
+    def guarded(*guards: Guard) -> Any:
+        return request_type(guards=guards) if request_type is TxnRequest else request_type(key=b"k", guards=guards)
+
+    good = Guard(key=b"k" * 10, token=1)
+    check(guarded(*[good] * 8), LIMITS)
+    for bad, code, field in (
+        ([good] * 9, InvalidCode.TOO_MANY_GUARDS, "guards"),
+        ([good, Guard(token=1)], InvalidCode.EMPTY_KEY, "guards.key"),
+        ([Guard(key=b"k" * 11, token=1)], InvalidCode.KEY_TOO_LARGE, "guards.key"),
+        ([Guard(key=b"k")], InvalidCode.GUARD_TOKEN, "guards.token"),
+        ([Guard(key=b"k", token=-(2**63))], InvalidCode.GUARD_TOKEN, "guards.token"),
+    ):
+        invalid = fault(check, guarded(*bad))
+        assert (invalid.code, invalid.field) == (code, field)
+
+
+def test_guards_inside_a_transaction() -> None:
+    guards = [Guard(key=b"g", token=1)]
+    for inner in (put(b"a", guards=guards), DeleteRangeRequest(key=b"a", guards=guards), TxnRequest(guards=guards)):
+        for request in (txn(inner), txn(failure=[inner]), txn(txn(failure=[inner]))):
+            assert fault(check_txn, request).text == "raftkv: guards belong to the outermost request"
+
+
+def test_lease_grants() -> None:
+    for fields in ({}, {"TTL": -(2**63)}, {"ttl_ms": -1}, {"TTL": 9_000_000_000}, {"ID": 2**63 - 1}):
+        check_lease_grant(LeaseGrantRequest(**fields))
+    for fields, text in (
+        ({"TTL": 9_000_000_001}, "etcdserver: too large lease TTL"),
+        ({"ttl_ms": 2**63 - 1}, "etcdserver: too large lease TTL"),
+        ({"ID": -1, "TTL": 5}, "etcdserver: lease ID is negative"),
+    ):
+        with pytest.raises(InvalidRequest, match=text):
+            check_lease_grant(LeaseGrantRequest(**fields))
+
+
+def test_sessions() -> None:
+    check_session_open(SessionOpen())
+    check_session_open(SessionOpen(ttl_ms=2**63 - 1))
+    with pytest.raises(InvalidRequest, match="time to live of a session is negative"):
+        check_session_open(SessionOpen(ttl_ms=-1))
+    good: dict[str, int] = {"session": 1, "seq": 2, "first_incomplete": 2, "kind": CommandKind.TXN}
+    check_session_call(SessionCall(**good))
+    for field, value in (
+        ("session", 0),
+        ("seq", 0),
+        ("first_incomplete", 3),
+        ("kind", CommandKind.SESSION_CALL),
+        ("kind", CommandKind.ALARM),
+        ("kind", 0),
+    ):
+        with pytest.raises(InvalidRequest) as invalid:
+            check_session_call(SessionCall(**{**good, field: value}))
+        assert (invalid.value.code, invalid.value.field) == (InvalidCode.SESSION_CALL, field)
 
 
 KEY = st.binary(max_size=2)
