@@ -7,8 +7,14 @@ from collections.abc import Callable, Sequence
 from raftkv._pb import raft_pb2 as pb
 from raftkv.raft import messages as m
 from raftkv.raft.types import ConfState, Entry, EntryKind, SnapshotMeta
-from raftkv.replica.effects import Forward, PeerMessage
+from raftkv.replica.effects import Forward
+from raftkv.replica.effects import PeerMessage as ReplicaMessage
+from raftkv.server.asks import LeaseAnswer, LeaseAsk
+from raftkv.server.lessor import LeaseLeft
 from raftkv.state.commands import Command
+
+PeerMessage = ReplicaMessage | LeaseAsk | LeaseAnswer
+"""Whatever nodes say to each other."""
 
 _NORMAL = EntryKind.NORMAL
 
@@ -90,6 +96,26 @@ def _forward(out: pb.PeerMessage, message: Forward) -> None:
     forward.commands.extend([pb.ForwardedCommand(seq=c.seq, kind=c.kind, payload=c.payload) for c in message.commands])
 
 
+def _lease_ask(out: pb.PeerMessage, message: LeaseAsk) -> None:
+    ask = out.lease_ask
+    ask.term = message.term
+    ask.context = message.context
+    ask.renew.extend(message.renew)
+    ask.look.extend(message.look)
+
+
+def _lease_answer(out: pb.PeerMessage, message: LeaseAnswer) -> None:
+    answer = out.lease_answer
+    answer.term = message.term
+    answer.context = message.context
+    answer.leases.extend(
+        [
+            pb.LeaseLeft(id=left.lease, remaining_ms=left.remaining_ms, granted_ms=left.granted_ms)
+            for left in message.leases
+        ]
+    )
+
+
 _TO_WIRE: dict[type, Callable[..., None]] = {
     m.Append: _append,
     m.AppendReply: _append_reply,
@@ -103,6 +129,8 @@ _TO_WIRE: dict[type, Callable[..., None]] = {
     m.ReadIndex: _read_index,
     m.ReadIndexReply: _read_index_reply,
     Forward: _forward,
+    LeaseAsk: _lease_ask,
+    LeaseAnswer: _lease_answer,
 }
 
 
@@ -122,6 +150,11 @@ def _from_append(p: pb.RaftAppend) -> m.Append:
 
 def _from_forward(p: pb.Forward) -> Forward:
     return Forward(p.term, p.incarnation, tuple([Command(c.seq, c.kind, c.payload) for c in p.commands]))
+
+
+def _from_lease_answer(p: pb.LeaseAnswer) -> LeaseAnswer:
+    leases = tuple([LeaseLeft(left.id, left.remaining_ms, left.granted_ms) for left in p.leases])
+    return LeaseAnswer(p.term, p.context, leases)
 
 
 _FROM_WIRE: dict[str, Callable[[pb.PeerMessage], PeerMessage]] = {
@@ -145,6 +178,10 @@ _FROM_WIRE: dict[str, Callable[[pb.PeerMessage], PeerMessage]] = {
         p.read_index_reply.term, p.read_index_reply.context, p.read_index_reply.index
     ),
     "forward": lambda p: _from_forward(p.forward),
+    "lease_ask": lambda p: LeaseAsk(
+        p.lease_ask.term, p.lease_ask.context, tuple(p.lease_ask.renew), tuple(p.lease_ask.look)
+    ),
+    "lease_answer": lambda p: _from_lease_answer(p.lease_answer),
 }
 
 
@@ -169,6 +206,10 @@ def size_hint(message: PeerMessage) -> int:
         return 32 + sum([len(entry.data) + 16 for entry in message.entries])
     if isinstance(message, Forward):
         return 32 + sum([len(command.payload) + 16 for command in message.commands])
+    if isinstance(message, LeaseAsk):
+        return 32 + 10 * (len(message.renew) + len(message.look))
+    if isinstance(message, LeaseAnswer):
+        return 32 + 24 * len(message.leases)
     return 32
 
 

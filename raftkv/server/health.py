@@ -1,7 +1,7 @@
 """grpc.health.v1, truthful for each service.
 
     ""                                             SERVING while the process serves at all: its liveness
-    KV, Cluster (under either name)                SERVING when the node has no reason not to
+    KV, Lease, Cluster (under either name)         SERVING when the node has no reason not to
     Maintenance (under either name)                SERVING until the node stops: it answers without a quorum too
 
 The reasons are the node's; "stopping" is the one that ends everything. Then each watcher is told, and its stream ended
@@ -21,7 +21,12 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
 STOPPING = "stopping"
 LIVENESS = ""
-NEEDS_A_HEALTHY_NODE = ("raftkv.v1.KV", "etcdserverpb.KV", "raftkv.v1.Cluster", "etcdserverpb.Cluster")
+NEEDS_A_HEALTHY_NODE = (
+    *("raftkv.v1.KV", "etcdserverpb.KV"),
+    *("raftkv.v1.Lease", "etcdserverpb.Lease"),
+    *("raftkv.v1.Cluster", "etcdserverpb.Cluster"),
+    "raftkv.v1.Session",
+)
 NEEDS_A_PROCESS = ("raftkv.v1.Maintenance", "etcdserverpb.Maintenance")
 WATCHERS_MAX = 10_000
 

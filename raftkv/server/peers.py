@@ -23,8 +23,8 @@ import structlog
 
 from raftkv._pb import raft_pb2, raft_pb2_grpc
 from raftkv.raft.types import NodeId
-from raftkv.replica.effects import PeerMessage
 from raftkv.server import convert
+from raftkv.server.convert import PeerMessage
 
 CHANNEL_OPTIONS = (
     ("grpc.keepalive_time_ms", 1_000),

@@ -156,7 +156,7 @@ class Registry:
                 counts.failed[grpc.StatusCode.CANCELLED] += 1
                 raise
             except Exception as fault:  # noqa: BLE001 - as above
-                await self._fail(fault, method, counts, context)
+                await self._fail(_first_of(fault), method, counts, context)
             counts.ok += 1
 
         return handle
@@ -167,6 +167,13 @@ class Registry:
         answer = answer_to(fault, method=method.name, mutates=method.mutates)
         counts.failed[answer.code] += 1
         await abort(context, answer)
+
+
+def _first_of(fault: Exception) -> Exception:
+    """What ended a TaskGroup, where it was one that ended."""
+    while isinstance(fault, ExceptionGroup):
+        fault = fault.exceptions[0]
+    return fault
 
 
 def _unlimited() -> Inflight:

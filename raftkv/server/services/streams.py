@@ -19,6 +19,7 @@ from raftkv.server.services.contract import Node
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
 HAS_LEADER = "hasleader"
+ANSWER_EARLY_S = 0.05
 LOOKS_WITHOUT_LEADER_MAX = 3
 
 
@@ -28,7 +29,9 @@ def wants_leader(context: Context) -> bool:
 
 
 def deadline_of(context: Context) -> float | None:
-    """Until when the caller waits, as `loop.time()`; None where it did not say.
+    """Until when to work for the caller, as `loop.time()`; None where it did not say.
+
+    A little before it gives up itself: then it still hears whether its request was proposed.
 
     Raises:
         DeadlineExceeded: that moment has passed: nothing is to be proposed.
@@ -38,7 +41,7 @@ def deadline_of(context: Context) -> float | None:
         return None
     if remaining <= 0:
         raise DeadlineExceeded
-    return asyncio.get_running_loop().time() + remaining
+    return asyncio.get_running_loop().time() + remaining - min(ANSWER_EARLY_S, remaining / 10)
 
 
 class Interrupt:
