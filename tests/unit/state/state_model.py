@@ -1,4 +1,4 @@
-"""etcd's key space as a child would write it: a whole dict for each revision."""
+"""The key space, its leases and sessions as a child would write them: a whole dict for each revision."""
 
 from __future__ import annotations
 
@@ -20,7 +20,19 @@ from raftkv._pb.kv_pb2 import (
     TxnRequest,
     TxnResponse,
 )
-from raftkv.state.results import RefusalCode
+from raftkv._pb.lease_pb2 import LeaseGrantRequest, LeaseGrantResponse, LeaseRevokeRequest, LeaseRevokeResponse
+from raftkv._pb.state_pb2 import LeaseCheckpoints, LeaseExpire, SessionCall, SessionExpire, SessionOpen, SessionOpened
+from raftkv.state.commands import CommandKind
+from raftkv.state.results import Done, RefusalCode
+
+CALLS: dict[int, Any] = {
+    CommandKind.PUT: PutRequest,
+    CommandKind.DELETE_RANGE: DeleteRangeRequest,
+    CommandKind.TXN: TxnRequest,
+    CommandKind.COMPACT: CompactionRequest,
+    CommandKind.LEASE_GRANT: LeaseGrantRequest,
+    CommandKind.LEASE_REVOKE: LeaseRevokeRequest,
+}
 
 
 @dataclass(frozen=True)
@@ -54,6 +66,12 @@ def inside(key: bytes, start: bytes, end: bytes) -> bool:
 
 
 @dataclass
+class Session:
+    acknowledged: int = 0
+    answers: dict[int, Any] = field(default_factory=dict)
+
+
+@dataclass
 class Model:
     revision: int = 1
     compact_revision: int = -1
@@ -61,15 +79,35 @@ class Model:
     past: dict[int, dict[bytes, Item]] = field(default_factory=dict)
     events: list[tuple[int, str, bytes, Item | None]] = field(default_factory=list)
     changed: bool = False
+    leases: dict[int, tuple[int, int]] = field(default_factory=dict)
+    sessions: dict[int, Session] = field(default_factory=dict)
+    entry: int = 0
+    opened: int = 0
+    term: int = 7
 
     def __post_init__(self) -> None:
         self.past[1] = {}
 
+    def begin(self, entry: int) -> None:
+        """What follows is in this entry of the log."""
+        self.entry = entry
+        self.opened = 0
+
     def call(self, request: Any) -> Any:
         """The response, or the code of the refusal."""
+        if isinstance(request, SessionCall):
+            return self.session_call(request)
+        if isinstance(request, SessionOpen | SessionExpire):
+            return self.session_open() if isinstance(request, SessionOpen) else self.session_expire(request)
+        if isinstance(request, LeaseExpire | LeaseCheckpoints):
+            if request.proposer_term != self.term:
+                return RefusalCode.STALE_TERM
+            return self.expire(request) if isinstance(request, LeaseExpire) else self.checkpoint(request)
         self.changed = False
         before = dict(self.items), len(self.events)
         try:
+            if isinstance(request, PutRequest | DeleteRangeRequest | TxnRequest):
+                self.guard(request)
             if isinstance(request, TxnRequest):
                 response: Any = self.txn(request, iter(self.check(request)))
             else:
@@ -78,16 +116,88 @@ class Model:
                     PutRequest: self.put,
                     DeleteRangeRequest: self.delete,
                     CompactionRequest: self.compact,
+                    LeaseGrantRequest: self.grant,
+                    LeaseRevokeRequest: self.revoke,
                 }[type(request)](request)
         except Refuse as refuse:
             self.items = before[0]
             del self.events[before[1] :]
             return refuse.code
-        if self.changed:
-            self.revision += 1
+        self.commit()
         response.header.revision = self.revision
-        self.past[self.revision] = dict(self.items)
         return response
+
+    def commit(self) -> None:
+        self.revision += self.changed
+        self.changed = False
+        self.past[self.revision] = dict(self.items)
+
+    def guard(self, request: Any) -> None:
+        for guard in request.guards:
+            if guard.key not in self.items or self.items[guard.key].create_revision != guard.token:
+                raise Refuse(RefusalCode.GUARD_FAILED)
+
+    def grant(self, request: LeaseGrantRequest) -> LeaseGrantResponse:
+        if request.ID in self.leases:
+            raise Refuse(RefusalCode.LEASE_EXISTS)
+        ttl_ms = max(request.ttl_ms or request.TTL * 1000, 2000)
+        self.leases[request.ID] = ttl_ms, 0
+        return LeaseGrantResponse(ID=request.ID, TTL=ttl_ms // 1000, ttl_ms=ttl_ms)
+
+    def revoke(self, request: LeaseRevokeRequest) -> LeaseRevokeResponse:
+        if request.ID not in self.leases:
+            raise Refuse(RefusalCode.LEASE_NOT_FOUND)
+        self.end(request.ID, "delete")
+        return LeaseRevokeResponse()
+
+    def end(self, lease: int, kind: str) -> None:
+        del self.leases[lease]
+        for key in sorted(key for key, item in self.items.items() if item.lease == lease):
+            del self.items[key]
+            self.changed = True
+            self.events.append((self.now, kind, key, None))
+
+    def expire(self, request: LeaseExpire) -> Done:
+        for lease in request.ids:
+            if lease in self.leases:
+                self.end(lease, "expire")
+                self.commit()
+        return Done(self.revision)
+
+    def checkpoint(self, request: LeaseCheckpoints) -> Done:
+        for each in request.leases:
+            if each.id in self.leases:
+                ttl_ms = self.leases[each.id][0]
+                self.leases[each.id] = ttl_ms, each.remaining_ms if 0 < each.remaining_ms < ttl_ms else 0
+        return Done(self.revision)
+
+    def session_open(self) -> SessionOpened:
+        session = (self.entry << 20) + self.opened
+        self.opened += 1
+        self.sessions[session] = Session()
+        return SessionOpened(session=session, ttl_ms=3_600_000)
+
+    def session_expire(self, request: SessionExpire) -> Any:
+        if request.proposer_term not in (0, self.term):
+            return RefusalCode.STALE_TERM
+        for session in request.sessions:
+            self.sessions.pop(session, None)
+        return Done(self.revision)
+
+    def session_call(self, call: SessionCall) -> Any:
+        session = self.sessions.get(call.session)
+        if session is None:
+            return RefusalCode.SESSION_EXPIRED
+        if call.seq in session.answers:
+            return session.answers[call.seq]
+        if call.seq < max(session.acknowledged, call.first_incomplete):
+            return RefusalCode.STALE_SEQUENCE
+        session.acknowledged = max(session.acknowledged, call.first_incomplete)
+        for seq in [seq for seq in session.answers if seq < session.acknowledged]:
+            del session.answers[seq]
+        answer = self.call(CALLS[call.kind].FromString(call.payload))
+        session.answers[call.seq] = answer
+        return answer
 
     @property
     def now(self) -> int:
@@ -95,7 +205,7 @@ class Model:
 
     def put(self, request: PutRequest) -> PutResponse:
         response = PutResponse()
-        if request.lease:
+        if request.lease and request.lease not in self.leases:
             raise Refuse(RefusalCode.LEASE_NOT_FOUND)
         old = self.items.get(request.key)
         if old is None and (request.ignore_value or request.ignore_lease):
@@ -103,10 +213,11 @@ class Model:
         if old is not None and request.prev_kv:
             response.prev_kv.CopyFrom(old.message(request.key))
         self.changed = True
-        new = Item(request.value, self.now, self.now, 1)
+        new = Item(request.value, self.now, self.now, 1, request.lease)
         if old is not None:
             value = old.value if request.ignore_value else request.value
-            new = replace(new, value=value, create_revision=old.create_revision, version=old.version + 1)
+            lease = old.lease if request.ignore_lease else request.lease
+            new = replace(new, value=value, create_revision=old.create_revision, version=old.version + 1, lease=lease)
         self.items[request.key] = new
         self.events.append((self.now, "put", request.key, new))
         response.header.revision = self.now
@@ -197,7 +308,7 @@ class Model:
         for put in (op.request_put for op in ops if op.HasField("request_put")):
             if (put.ignore_value or put.ignore_lease) and put.key not in self.items:
                 raise Refuse(RefusalCode.KEY_NOT_FOUND)
-            if put.lease:
+            if put.lease and put.lease not in self.leases:
                 raise Refuse(RefusalCode.LEASE_NOT_FOUND)
         for op in ops:
             if op.HasField("request_range"):

@@ -10,13 +10,25 @@ from raftkv._pb.kv_pb2 import (
     CompactionRequest,
     Compare,
     DeleteRangeRequest,
+    Guard,
     PutRequest,
     RangeRequest,
     RequestOp,
     TxnRequest,
 )
+from raftkv._pb.lease_pb2 import LeaseGrantRequest, LeaseRevokeRequest
+from raftkv._pb.state_pb2 import (
+    LeaseCheckpoints,
+    LeaseExpire,
+    LeaseRemaining,
+    SessionCall,
+    SessionExpire,
+    SessionOpen,
+)
+from raftkv.state.commands import CommandKind
 
 T = TypeVar("T")
+LEASES = (1, 2, 3, 2**63 - 1)
 KEYS = (b"a", b"b", b"c", b"ab", b"a\0", b"a\0\xff", b"a\0\1", b"\0", b"\0\0", b"\xff", b"\xff\xff", b"b\xff")
 ENDS = (b"", b"", b"\0", b"b", b"c", b"a\0\0", b"\xff", b"a", b"d")
 VALUES = (b"", b"1", b"2", b"10", b"\xff\0", b"x" * 300)
@@ -46,6 +58,75 @@ class Ops:
         self.leases = leases
         self.revision = 1
         self.compact_revision = -1
+
+    def any_request(self, term: int, sessions: Sequence[int]) -> Any:
+        """Also what etcd does not have, or another test asks it: leases, guards, sessions.
+
+        Args:
+            term: of the entry it is for.
+            sessions: that are open.
+        """
+        choose = self.choose
+        self.leases = (0, 0, 0, *LEASES)
+        kind = choose.pick(
+            ("plain", "plain", "plain", "guarded", "lease", "lease", "leader", "session", "call", "call")
+        )
+        if kind == "guarded":
+            return self.guarded()
+        if kind == "lease":
+            return self.lease()
+        if kind == "leader":
+            return self.leader(term, sessions)
+        if kind == "session":
+            return SessionOpen()
+        return self.session_call(sessions) if kind == "call" else self.request()
+
+    def guarded(self) -> Any:
+        choose = self.choose
+        request = getattr(self, choose.pick(("put", "delete", "txn")))()
+        for _ in range(choose.pick((1, 1, 2))):
+            request.guards.append(Guard(key=choose.pick(KEYS[:3]), token=choose.number(1, self.revision)))
+        return request
+
+    def lease(self) -> Any:
+        choose = self.choose
+        lease = choose.pick(LEASES)
+        if choose.chance(65):
+            return LeaseGrantRequest(ID=lease, TTL=choose.number(-1, 9), ttl_ms=choose.pick((0, 0, 2500)))
+        return LeaseRevokeRequest(ID=lease)
+
+    def leader(self, term: int, sessions: Sequence[int]) -> Any:
+        choose = self.choose
+        proposer_term = term if choose.chance(70) else term - 1
+        ids = [choose.pick(LEASES) for _ in range(choose.number(1, 3))]
+        kind = choose.pick(("expire", "checkpoint", "checkpoint", "sessions"))
+        if kind == "expire":
+            return LeaseExpire(proposer_term=proposer_term, ids=ids)
+        if kind == "checkpoint":
+            left = [LeaseRemaining(id=lease, remaining_ms=choose.number(-1, 9999)) for lease in ids]
+            return LeaseCheckpoints(proposer_term=proposer_term, leases=left)
+        ended = [choose.pick((*sessions, 404))]
+        return SessionExpire(proposer_term=choose.pick((0, proposer_term)), sessions=ended)
+
+    def session_call(self, sessions: Sequence[int]) -> SessionCall:
+        choose = self.choose
+        inner = choose.pick((self.put, self.delete, self.txn, self.compact, self.guarded, self.lease))()
+        kinds = {
+            PutRequest: CommandKind.PUT,
+            DeleteRangeRequest: CommandKind.DELETE_RANGE,
+            TxnRequest: CommandKind.TXN,
+            CompactionRequest: CommandKind.COMPACT,
+            LeaseGrantRequest: CommandKind.LEASE_GRANT,
+            LeaseRevokeRequest: CommandKind.LEASE_REVOKE,
+        }
+        seq = choose.number(1, 9)
+        return SessionCall(
+            session=choose.pick(sessions) if sessions and choose.chance(95) else 404,
+            seq=seq,
+            first_incomplete=choose.number(0, seq) if choose.chance(30) else 0,
+            kind=kinds[type(inner)],
+            payload=inner.SerializeToString(),
+        )
 
     def request(self) -> Any:
         kind = self.choose.pick(("put", "put", "put", "range", "range", "delete", "txn", "txn", "compact"))

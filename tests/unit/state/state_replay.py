@@ -27,13 +27,15 @@ def write_log(path: Path, seed: int) -> None:
     out = bytearray()
     for index in range(1, ENTRIES + 1):
         ops.revision, ops.compact_revision = machine.revision, machine.compact_revision
-        requests = [ops.request() for _ in range(choose.number(0, 8))]
+        term = index // 50 + 1
+        sessions = list(machine.sessions)
+        requests = [ops.any_request(term, sessions) for _ in range(choose.number(0, 8))]
         requests = [ops.put() if isinstance(request, RangeRequest) else request for request in requests]
         if choose.chance(5):
             requests.append(MemberAttributes(id=choose.number(1, 9), name="n\u0131", client_urls=["a", "b"]))
         data = encode_batch([group(*requests)])
         out += struct.pack("<I", len(data)) + data
-        machine.apply(index, 1, decode_batch(data))
+        machine.apply(index, term, decode_batch(data))
     path.write_bytes(out)
 
 
@@ -47,7 +49,7 @@ def replay(path: Path) -> dict[str, object]:
         place += 4
         groups = decode_batch(data[place : place + length])
         place += length
-        for result in machine.apply(machine.applied_index + 1, 1, groups):
+        for result in machine.apply(machine.applied_index + 1, (machine.applied_index + 1) // 50 + 1, groups):
             results.update(repr(result).encode())
         machine.sweep(7)
     dump = hashlib.sha256()
@@ -61,6 +63,8 @@ def replay(path: Path) -> dict[str, object]:
         "results": results.hexdigest(),
         "dump": dump.hexdigest(),
         "members": repr(machine.members),
+        "leases": repr(sorted(machine.leases.items())),
+        "sessions": repr(sorted(machine.sessions.items())),
     }
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from state_driver import Driver, group, op
+from state_driver import Driver, attachments, group, op, stored_leases
 from state_model import Model
 from state_ops import KEYS, Chooser, Ops
 
@@ -39,7 +39,7 @@ def check_history(model: Model, machine: StateMachine) -> None:
     expected: dict[int, list[Event]] = {}
     for revision, kind, key, item in model.events:
         if revision >= first:
-            event = Event(kv=KeyValue(key=key, mod_revision=revision), type=Event.DELETE)
+            event = Event(kv=KeyValue(key=key, mod_revision=revision), type=Event.DELETE, expired=kind == "expire")
             if kind == "put":
                 assert item is not None
                 event = Event(kv=item.message(key))
@@ -50,6 +50,17 @@ def check_history(model: Model, machine: StateMachine) -> None:
         for event in events:
             before = model.past[revision - 1].get(event.kv.key) if revision - 1 >= model.compact_revision else None
             assert event.prev_kv == (KeyValue() if before is None else before.message(event.kv.key))
+
+
+def check_leases_and_sessions(model: Model, machine: StateMachine) -> None:
+    """Both directions of every attachment agree, and nothing is known that is not in the store (S6)."""
+    assert attachments(machine.store) == {(item.lease, key) for key, item in model.items.items() if item.lease}
+    assert {lease: tuple(record) for lease, record in machine.leases.items()} == model.leases
+    assert dict(machine.leases) == stored_leases(machine.store)
+    for lease in model.leases:
+        assert machine.lease_keys(lease) == sorted(key for key, item in model.items.items() if item.lease == lease)
+    assert set(machine.sessions) == set(model.sessions)
+    assert machine.sessions == StateMachine(machine.store).sessions
 
 
 def check_nothing_left(model: Model, store: MemoryStore) -> None:
@@ -66,6 +77,8 @@ def check_nothing_left(model: Model, store: MemoryStore) -> None:
     assert kinds.count(b"r") == records
     assert kinds.count(b"h") == history
     assert kinds.count(b"m") == 1
+    assert kinds.count(b"l") == len(model.leases) + sum(bool(item.lease) for item in model.items.values())
+    assert kinds.count(b"s") == sum(1 + len(session.answers) for session in model.sessions.values())
 
 
 @given(seeds=st.lists(SEED, min_size=1, max_size=60))
@@ -73,11 +86,13 @@ def check_nothing_left(model: Model, store: MemoryStore) -> None:
 def test_one_command_an_entry(seeds: list[int]) -> None:
     model = Model()
     driver = Driver()
+    driver.term = model.term
     for seed in seeds:
         choose = Chooser(seed)
         ops = Ops(choose)
         ops.revision, ops.compact_revision = model.revision, model.compact_revision
-        request = ops.request()
+        request = ops.any_request(model.term, list(model.sessions))
+        model.begin(driver.machine.applied_index + 1)
         assert code_or_response(driver.call(request)) == model.call(request)
         assert driver.machine.revision == model.revision
         assert driver.machine.compact_revision == model.compact_revision
@@ -85,6 +100,7 @@ def test_one_command_an_entry(seeds: list[int]) -> None:
             driver.machine.sweep(choose.number(1, 4))
         if choose.chance(10):
             driver.machine = StateMachine(driver.store)
+        check_leases_and_sessions(model, driver.machine)
     check_history(model, driver.machine)
     driver.sweep()
     check_history(model, driver.machine)
@@ -99,10 +115,11 @@ def entries_of(seeds: list[list[int]], model: Model) -> tuple[list[Any], list[li
     for index, entry_seeds in enumerate(seeds, 1):
         requests = []
         answers = []
+        model.begin(index)
         for seed in entry_seeds:
             ops = Ops(Chooser(seed))
             ops.revision, ops.compact_revision = model.revision, model.compact_revision
-            request = ops.request()
+            request = ops.any_request(model.term, list(model.sessions))
             if isinstance(request, RangeRequest):
                 request = TxnRequest(success=[op(request), op(ops.put())])
             requests.append(request)
@@ -123,6 +140,7 @@ def test_grouping_does_not_matter(seeds: list[list[int]], seed: int) -> None:
     for entry, answers in zip(entries, expected, strict=True):
         assert [code_or_response(result) for result in plain.apply(*entry)[0]] == answers
     check_history(model, plain)
+    check_leases_and_sessions(model, plain)
 
     store = MemoryStore()
     machine = StateMachine(store)
@@ -147,6 +165,7 @@ def test_grouping_does_not_matter(seeds: list[list[int]], seed: int) -> None:
     for revision in range(max(1, model.compact_revision), model.revision + 1):
         assert machine.hash_kv(revision) == plain.hash_kv(revision)
     check_history(model, machine)
+    check_leases_and_sessions(model, machine)
 
 
 @given(seeds=st.lists(SEED, min_size=1, max_size=40))
