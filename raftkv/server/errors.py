@@ -9,7 +9,8 @@ see `raftkv.state`. What is here is of the node's own making. `grpc_errors` has 
     ├─ Overloaded         try again after `retry_after_s`: TooManyRequests
     ├─ DeadlineExceeded   the caller's own time is over
     └─ Refused            never succeeds as sent, or not on this node: InvalidField, RequestTooLarge, NoSpace, Corrupt,
-                          NotLeader, BadTransferee, MemberNotFound, LearnerRefused, NotSupported
+                          NotLeader, BadTransferee, MemberNotFound, LearnerRefused, WaiterExpired, NotElected,
+                          NobodyElected, LeaderNotGiven, NotSupported
 
 `executed` answers what matters for a write: "no" is a promise that it changed nothing and never will.
 """
@@ -165,6 +166,22 @@ class MemberNotFound(Refused):
 
 class LearnerRefused(Refused):
     """A learner does not serve this."""
+
+
+class WaiterExpired(Refused):
+    """The key of one who waited for a lock has vanished: its lease has ended, or somebody deleted it."""
+
+
+class NotElected(Refused):
+    """The key of a leader or candidate is not there any more, or not the same."""
+
+
+class NobodyElected(Refused):
+    """There is no leader on this name."""
+
+
+class LeaderNotGiven(Refused):
+    """The request does not say which leader is meant."""
 
 
 class NotSupported(Refused):

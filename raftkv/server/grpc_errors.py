@@ -145,6 +145,11 @@ EXCEPTIONS: Final[dict[type[Exception], Row]] = {
     errors.BadTransferee: _etcd(StatusCode.FAILED_PRECONDITION, "BAD_TRANSFEREE", "bad leader transferee"),
     errors.MemberNotFound: _etcd(StatusCode.NOT_FOUND, "MEMBER_NOT_FOUND", "member not found"),
     errors.LearnerRefused: _etcd(StatusCode.FAILED_PRECONDITION, "LEARNER_REFUSED", "rpc not supported for learner"),
+    # etcd sends these with code Unknown; clients match the texts.
+    errors.WaiterExpired: Row(StatusCode.FAILED_PRECONDITION, "LEASE_EXPIRED", "mutex: session is expired"),
+    errors.NotElected: Row(StatusCode.FAILED_PRECONDITION, "NOT_ELECTED", "election: not leader"),
+    errors.NobodyElected: Row(StatusCode.NOT_FOUND, "NOBODY_ELECTED", "election: no leader"),
+    errors.LeaderNotGiven: Row(StatusCode.INVALID_ARGUMENT, "LEADER_NOT_GIVEN", '"leader" field must be provided'),
     errors.NotSupported: Row(StatusCode.UNIMPLEMENTED, "NOT_SUPPORTED"),
     # What consensus itself says to a call it does not carry out.
     raft.NoLeader: _etcd(_UNAVAILABLE, "NO_LEADER", "no leader"),

@@ -1,7 +1,7 @@
 """grpc.health.v1, truthful for each service.
 
     ""                                             SERVING while the process serves at all: its liveness
-    KV, Lease, Cluster (under either name)         SERVING when the node has no reason not to
+    KV, Lease, Watch and most others               SERVING when the node has no reason not to
     Maintenance (under either name)                SERVING until the node stops: it answers without a quorum too
 
 The reasons are the node's; "stopping" is the one that ends everything. Then each watcher is told, and its stream ended
@@ -25,6 +25,9 @@ NEEDS_A_HEALTHY_NODE = (
     *("raftkv.v1.KV", "etcdserverpb.KV"),
     *("raftkv.v1.Lease", "etcdserverpb.Lease"),
     *("raftkv.v1.Cluster", "etcdserverpb.Cluster"),
+    *("raftkv.v1.Watch", "etcdserverpb.Watch"),
+    *("raftkv.v1.Lock", "v3lockpb.Lock"),
+    *("raftkv.v1.Election", "v3electionpb.Election"),
     "raftkv.v1.Session",
 )
 NEEDS_A_PROCESS = ("raftkv.v1.Maintenance", "etcdserverpb.Maintenance")

@@ -310,6 +310,10 @@ class WatchHub:
             watch.state = State.GONE
             del self._watches[watch]
 
+    def current_revision(self) -> int:
+        """The store's revision; synced watches have been told everything up to it."""
+        return self._current().revision
+
     def has_all(self, watch: Watch) -> bool:
         """Whether the watch has got everything up to `revision`, and begins no later than that."""
         return watch.state is State.SYNCED and watch.start_revision <= self.revision

@@ -130,6 +130,10 @@ class StreamBuffer:
         self._open.pop(watch, None)
         return self.ids.pop(watch)[0]
 
+    def has_pending(self, watch: Watch) -> bool:
+        """Whether changes for the watch wait to be sent."""
+        return watch in self._open
+
     def pop(self) -> Iterable[bytes]:
         """The next response, in its parts; nothing when there is none."""
         if not self._queue:

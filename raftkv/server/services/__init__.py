@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import grpc
 from grpc_reflection.v1alpha import reflection
 
 from raftkv.server.limits import Inflight
+from raftkv.server.services.candidates import Candidates
 from raftkv.server.services.cluster import Cluster
 from raftkv.server.services.contract import Node
+from raftkv.server.services.election import Election
 from raftkv.server.services.kv import KV
+from raftkv.server.services.lease import Lease
+from raftkv.server.services.lock import Lock
 from raftkv.server.services.maintenance import Maintenance
 from raftkv.server.services.quota import Quota
 from raftkv.server.services.reads import Reads
 from raftkv.server.services.registry import MethodCounts, Registry, Service
+from raftkv.server.services.session import Session
+from raftkv.server.services.watch import Watch
+from raftkv.server.watch import WatchHub
 
 HEALTH_NAME = "grpc.health.v1.Health"
 
@@ -23,14 +32,25 @@ class Services:
     def __init__(self, server: grpc.aio.Server, node: Node) -> None:
         self.inflight = Inflight(node.config.inflight_requests_max, node.config.inflight_bytes_max)
         self._reads = Reads(node)
+        self.watches = WatchHub(lambda: node.machine, asyncio.get_running_loop(), self._reads.begin, node.fatal)
+        node.on_applied = self.watches.advance
         registry = Registry(node, self.inflight)
         self._streams = registry.streams
         self.counts: dict[str, MethodCounts] = registry.counts
         """By "raftkv.v1.Service/Method": what became of the calls."""
+        quota = Quota(node)
+        kv = KV(node, self._reads, quota)
+        lease = Lease(node, quota)
+        self._candidates = Candidates(node, self._reads, quota, self.watches)
         every: tuple[Service, ...] = (
-            KV(node, self._reads, Quota(node)).service(),
+            kv.service(),
+            lease.service(),
+            Session(node, kv, lease, self._reads, quota, self.inflight).service(),
             Cluster(node).service(),
             Maintenance(node, self._reads).service(),
+            Watch(node, self.watches).service(),
+            Lock(node, self._candidates).service(),
+            Election(node, self._candidates).service(),
         )
         for service in every:
             registry.add(server, service)
@@ -42,9 +62,12 @@ class Services:
     def end_streams(self) -> None:
         """End the streams under way with a status, and let none begin: they would hold up the stopping server."""
         self._streams.end()
+        self._candidates.end()
+        self.watches.close()
 
     def close(self) -> None:
         """Wait for the threads that still read; call it after the server stopped and before the stores are closed."""
+        self._candidates.close()
         self._reads.close()
 
 

@@ -1,0 +1,51 @@
+"""Lock: mutual exclusion on a name, held through a lease.
+
+Same as etcd v3 Lock, and more: the answer carries the fencing token, and an unlock that names it never releases a later
+holder.
+"""
+
+from __future__ import annotations
+
+from raftkv._pb.lock_pb2 import LockRequest, LockResponse, UnlockRequest, UnlockResponse
+from raftkv.server.errors import WaiterExpired
+from raftkv.server.services.candidates import Candidates, Gone
+from raftkv.server.services.contract import Node, fill_header
+from raftkv.server.services.registry import Context, Method, Service, deadline_of
+
+
+class Lock:
+    """The methods of raftkv.v1.Lock, which are those of v3lockpb.Lock."""
+
+    def __init__(self, node: Node, candidates: Candidates) -> None:
+        self._node = node
+        self._candidates = candidates
+
+    def service(self) -> Service:
+        """All of it, to be registered."""
+        return Service(
+            ("raftkv.v1.Lock", "v3lockpb.Lock"),
+            (
+                Method("Lock", self.lock, mutates=True, counted=False),
+                Method("Unlock", self.unlock, mutates=True),
+            ),
+        )
+
+    async def lock(self, raw: bytes, context: Context) -> bytes:
+        """Answer when the lock is held."""
+        request = LockRequest.FromString(raw)
+        try:
+            held = await self._candidates.hold(request.name, request.lease, None, deadline_of(context))
+        except Gone:
+            raise WaiterExpired from None
+        response = LockResponse(key=held.key, fence=held.create_revision)
+        response.header.revision = held.revision
+        fill_header(self._node, response.header)
+        return response.SerializeToString()
+
+    async def unlock(self, raw: bytes, context: Context) -> bytes:
+        """Release; what is not held (any more) is no error."""
+        request = UnlockRequest.FromString(raw)
+        response = UnlockResponse()
+        response.header.revision = await self._candidates.release(request.key, request.fence, deadline_of(context))
+        fill_header(self._node, response.header)
+        return response.SerializeToString()
