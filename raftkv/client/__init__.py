@@ -10,6 +10,8 @@ from raftkv.client import forking as _forking  # noqa: F401 - before anything el
 from raftkv.client.blocking import Client
 from raftkv.client.breaker import BreakerConfig, BreakerState
 from raftkv.client.client import AsyncClient
+from raftkv.client.contender import LockState
+from raftkv.client.election import Election, Leadership
 from raftkv.client.errors import (
     Closed,
     Compacted,
@@ -19,16 +21,23 @@ from raftkv.client.errors import (
     FutureRevision,
     InvalidRequest,
     LeaderChanged,
+    LeaseLost,
     LeaseNotFound,
+    LockLost,
+    LockTimeout,
     NoLeader,
     NoLeaderInTime,
+    NotLeading,
     OutcomeUnknown,
     Overloaded,
     RaftkvError,
     RequestTooLarge,
+    SessionExpired,
     Unavailable,
 )
 from raftkv.client.events import AttemptFailed, BreakerChanged, ConnectionChanged, LeaderSeen
+from raftkv.client.lease import Lease, LeaseGrant, LeaseInfo, LeaseState
+from raftkv.client.lock import Lock
 from raftkv.client.maintenance import SnapshotDamaged
 from raftkv.client.options import DEFAULT, Timeout
 from raftkv.client.pool import ClientStats, ConnectionState
@@ -37,6 +46,7 @@ from raftkv.client.results import (
     CompactResult,
     DeleteResult,
     EndpointStatus,
+    Event,
     HashKV,
     KeyValue,
     Member,
@@ -45,9 +55,11 @@ from raftkv.client.results import (
     SavedSnapshot,
     Status,
     TxnResult,
+    WatchBatch,
 )
 from raftkv.client.retry import Retry
-from raftkv.client.txn import Delete, Get, Key, Put, Txn
+from raftkv.client.txn import Delete, Get, Guard, Key, Put, Txn
+from raftkv.client.watch import Watch
 
 # A library leaves the choice of where its log goes to the program it is part of.
 logging.getLogger("raftkv").addHandler(logging.NullHandler())
@@ -72,19 +84,33 @@ __all__ = [
     "DeadlineExceeded",
     "Delete",
     "DeleteResult",
+    "Election",
     "EndpointStatus",
+    "Event",
     "FutureRevision",
     "Get",
+    "Guard",
     "HashKV",
     "InvalidRequest",
     "Key",
     "KeyValue",
     "LeaderChanged",
     "LeaderSeen",
+    "Leadership",
+    "Lease",
+    "LeaseGrant",
+    "LeaseInfo",
+    "LeaseLost",
     "LeaseNotFound",
+    "LeaseState",
+    "Lock",
+    "LockLost",
+    "LockState",
+    "LockTimeout",
     "Member",
     "NoLeader",
     "NoLeaderInTime",
+    "NotLeading",
     "OutcomeUnknown",
     "Overloaded",
     "Put",
@@ -94,10 +120,13 @@ __all__ = [
     "RequestTooLarge",
     "Retry",
     "SavedSnapshot",
+    "SessionExpired",
     "SnapshotDamaged",
     "Status",
     "Timeout",
     "Txn",
     "TxnResult",
     "Unavailable",
+    "Watch",
+    "WatchBatch",
 ]

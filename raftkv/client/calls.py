@@ -19,6 +19,7 @@ from raftkv.client.connection import Connection
 from raftkv.client.errors import Closed, DeadlineExceeded, RaftkvError, Unavailable
 from raftkv.client.events import AttemptFailed
 from raftkv.client.faults import Fault, FaultKind, error_of, outcome_unknown, understand
+from raftkv.client.health import Health
 from raftkv.client.methods import Method, RequestT, ResponseT
 from raftkv.client.options import Timeout
 from raftkv.client.pool import Pool
@@ -168,6 +169,8 @@ async def _after_failure(
     if fault.kind is FaultKind.LEARNER:
         connection.is_learner = True
         pool.router.forget_choices()
+    if fault.kind is FaultKind.STOPPING:
+        pool.set_health(connection, Health.NOT_SERVING)  # until it says otherwise, or comes back
     if fault.kind in (FaultKind.NO_LEADER, FaultKind.LEADER_CHANGED):
         pool.leader_wanted()
     decision = decide(
@@ -214,7 +217,7 @@ def _give_up(
         pool.outcomes_unknown += 1
         raise outcome_unknown(fault, endpoint=connection.endpoint, attempts=progress.attempts) from error
     time_is_up = decision.action is Action.TIME_IS_UP
-    if time_is_up and fault.kind is FaultKind.SILENT and pool.nobody_serves():
+    if time_is_up and fault.kind in (FaultKind.SILENT, FaultKind.TIMEOUT) and pool.nobody_serves():
         text = "no node can serve: the cluster has no leader, or no quorum"
         fault = replace(fault, kind=FaultKind.NO_LEADER, code="NO_LEADER", text=text)
     raise error_of(fault, endpoint=connection.endpoint, attempts=progress.attempts, time_is_up=time_is_up) from error

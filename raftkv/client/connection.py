@@ -42,6 +42,7 @@ CHANNEL_OPTIONS: Final[Mapping[str, int]] = {
     "grpc.use_local_subchannel_pool": 1,
 }
 
+AnyStream = grpc.aio.StreamStreamCall[Any, Any]
 UnaryCall = Callable[..., Any]  # grpc.aio's multicallable; typed where it is called: `Connection.unary`
 
 
@@ -60,9 +61,11 @@ class Connection:
         "health",
         "health_check",
         "health_watch",
+        "heard_in",
         "inflight",
         "is_learner",
         "member_id",
+        "open_streams",
         "suspect",
     )
 
@@ -88,9 +91,11 @@ class Connection:
         self.health = Health.UNKNOWN
         self.suspect = False  # its last attempt got no answer, and nothing was heard from it since
         self.foreign = False  # belongs to another cluster than the other endpoints: never used
+        self.heard_in = -1  # the router's generation in which it last gave a sign of life
         self.inflight = 0  # calls handed over and not ended; >= 0
         self.answers = 0  # calls that were answered, ever
         self.is_learner = False  # no vote; refuses most requests
+        self.open_streams: set[AnyStream] = set()
         self.member_id = 0  # 0: not known yet
         self.health_watch: Final[UnaryCall] = self.channel.unary_stream(
             health.WATCH_PATH, request_serializer=health.encode_request, response_deserializer=health.decode_response
@@ -126,6 +131,29 @@ class Connection:
                 method.path, request_serializer=method.serialize, response_deserializer=method.parse
             )
         return call
+
+    def open_stream(
+        self, method: Method[RequestT, ResponseT], metadata: Sequence[tuple[str, str]] = ()
+    ) -> grpc.aio.StreamStreamCall[RequestT, ResponseT]:
+        """Begin a stream both ways; `close_stream` must follow. It ends when the node turns out to be silent."""
+        multicallable = self._streams.get(method)
+        if multicallable is None:
+            multicallable = self._streams[method] = self.channel.stream_stream(
+                method.path, request_serializer=method.serialize, response_deserializer=method.parse
+            )
+        call: grpc.aio.StreamStreamCall[RequestT, ResponseT] = multicallable(metadata=tuple(metadata))
+        self.open_streams.add(call)
+        return call
+
+    def close_stream(self, call: AnyStream) -> None:
+        """End a stream. grpc.aio does not cancel abandoned calls (grpc #43462)."""
+        self.open_streams.discard(call)
+        call.cancel()
+
+    def abandon_streams(self) -> None:
+        """The node is silent, cut off or leaving: whoever has a stream open goes on elsewhere."""
+        for call in tuple(self.open_streams):
+            call.cancel()
 
     def became_ready(self) -> None:
         """The channel connected: what was held against the old connection is void."""

@@ -3,7 +3,7 @@
     RaftkvError
     ├─ ConfigError        names the field; nothing has started
     ├─ InvalidRequest     never succeeds as sent: RequestTooLarge, FutureRevision, Compacted
-    ├─ ConditionFailed    the data says no: LeaseNotFound
+    ├─ ConditionFailed    the data says no: LeaseNotFound, LockLost, SessionExpired
     ├─ Unavailable        not done, safe to repeat: NoLeader, LeaderChanged, Overloaded, DeadlineExceeded
     ├─ OutcomeUnknown     perhaps done: a write whose answer did not arrive
     └─ Closed             your own code closed this client (or forked away from it)
@@ -100,12 +100,32 @@ class LeaseNotFound(ConditionFailed):
     """The lease named in a put does not exist (any more)."""
 
 
+class LeaseLost(ConditionFailed):
+    """A lease was not kept alive in time, or somebody revoked it: what was bound to it is gone or about to go."""
+
+
+class LockLost(ConditionFailed):
+    """The lock is not held (any more): its lease ran out, or its key is gone. A write guarded by it did nothing."""
+
+
+class NotLeading(LockLost):
+    """This candidate does not lead (any more) in its election."""
+
+
+class SessionExpired(ConditionFailed):
+    """The session under which writes are made exactly once is gone; the next write begins a new one."""
+
+
 class Unavailable(RaftkvError, ConnectionError):
     """Not done. The same call may be repeated, now or later."""
 
 
 class DeadlineExceeded(Unavailable, TimeoutError):
     """The time of the call ran out, and it was not done. `__cause__` is the last failure met on the way."""
+
+
+class LockTimeout(DeadlineExceeded):
+    """The lock was not obtained in time; nothing is held and nobody waits in its queue for you."""
 
 
 class NoLeader(Unavailable):

@@ -22,12 +22,14 @@ from raftkv.client.errors import (
     InvalidRequest,
     LeaderChanged,
     LeaseNotFound,
+    LockLost,
     NoLeader,
     NoLeaderInTime,
     OutcomeUnknown,
     Overloaded,
     RaftkvError,
     RequestTooLarge,
+    SessionExpired,
     Unavailable,
 )
 
@@ -110,6 +112,9 @@ _BY_CODE: Final[dict[str, FaultKind]] = {
     "KEY_TOO_LARGE": FaultKind.TOO_LARGE,
     "LEASE_NOT_FOUND": FaultKind.CONDITION,
     "KEY_NOT_FOUND": FaultKind.CONDITION,
+    "LEASE_EXISTS": FaultKind.CONDITION,
+    "LOCK_LOST": FaultKind.CONDITION,
+    "SESSION_EXPIRED": FaultKind.CONDITION,
     "NO_SPACE": FaultKind.NO_SPACE,
     "NO_LEADER": FaultKind.NO_LEADER,
     "NOT_LEADER": FaultKind.LEADER_CHANGED,
@@ -130,6 +135,7 @@ _BY_ETCD_TEXT: Final[dict[str, tuple[FaultKind, str, bool]]] = {
     "request is too large": (FaultKind.TOO_LARGE, "REQUEST_TOO_LARGE", True),
     "mvcc: database space exceeded": (FaultKind.NO_SPACE, "NO_SPACE", True),
     "requested lease not found": (FaultKind.CONDITION, "LEASE_NOT_FOUND", True),
+    "lease already exists": (FaultKind.CONDITION, "LEASE_EXISTS", True),
     "key not found": (FaultKind.CONDITION, "KEY_NOT_FOUND", True),
     "no leader": (FaultKind.NO_LEADER, "NO_LEADER", True),
     "too many requests": (FaultKind.OVERLOADED, "TOO_MANY_REQUESTS", True),
@@ -199,6 +205,8 @@ def _kind_of_code(code: grpc.StatusCode) -> FaultKind:
         return FaultKind.UNREACHABLE
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return FaultKind.SILENT
+    if code is grpc.StatusCode.CANCELLED:
+        return FaultKind.STOPPING  # not by us: what a server that goes away does to calls that come too late
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
         return FaultKind.OVERLOADED
     return FaultKind.OTHER
@@ -225,9 +233,16 @@ _CLASS: Final[dict[FaultKind, type[RaftkvError]]] = {
 }
 
 
+_CLASS_OF_CONDITION: Final[dict[str, type[RaftkvError]]] = {
+    "LEASE_NOT_FOUND": LeaseNotFound,
+    "LOCK_LOST": LockLost,
+    "SESSION_EXPIRED": SessionExpired,
+}
+
+
 def error_of(fault: Fault, *, endpoint: str | None, attempts: int, time_is_up: bool = False) -> RaftkvError:
     """The exception for a request that was not done (or that only reads)."""
-    kind = LeaseNotFound if fault.code == "LEASE_NOT_FOUND" else _CLASS.get(fault.kind, Unavailable)
+    kind = _CLASS_OF_CONDITION.get(fault.code) or _CLASS.get(fault.kind, Unavailable)
     if time_is_up or (kind is Unavailable and fault.kind in (FaultKind.TIMEOUT, FaultKind.SILENT)):
         kind = NoLeaderInTime if fault.kind is FaultKind.NO_LEADER else DeadlineExceeded
     text = fault.text or fault.code

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
 from raftkv._pb import kv_pb2
 from raftkv.client.calls import invoke
-from raftkv.client.errors import ConditionFailed, InvalidRequest
+from raftkv.client.errors import ConditionFailed, InvalidRequest, LockLost
 from raftkv.client.keys import Namespace, Text, to_bytes
 from raftkv.client.methods import COMPACT, DELETE_RANGE, PUT, RANGE, TXN, Method, RequestT, ResponseT
 from raftkv.client.options import DEFAULT, Consistency, Timeout, TimeoutArg, timeout_from
@@ -20,6 +20,7 @@ from raftkv.client.txn import (
     Branches,
     Delete,
     Get,
+    Guard,
     Key,
     Put,
     Txn,
@@ -251,6 +252,7 @@ class KV:
         if_absent: bool = False,
         ignore_value: bool = False,
         ignore_lease: bool = False,
+        guards: Sequence[Guard] = (),
         timeout: TimeoutArg = DEFAULT,
     ) -> PutResult:
         """Write one key.
@@ -263,10 +265,12 @@ class KV:
             if_absent: only if the key does not exist.
             ignore_value: keep the present value (give "" as `value`), change the lease only.
             ignore_lease: keep the present lease.
+            guards: locks under which this is written (`lock.guard()`); nothing is written unless all are still held.
             timeout: seconds for the whole call, retries included; None waits for ever.
         Raises:
             ConditionFailed: `if_revision` or `if_absent` does not hold; `.current` is what the key holds.
             LeaseNotFound: there is no such lease.
+            LockLost: a lock among `guards` is not held any more.
             OutcomeUnknown: it was sent and no answer arrived. It is not repeated by the SDK; with `if_revision` or
                 `if_absent` you may repeat it yourself: at most one of the two takes effect.
             Unavailable: it was not done, repeat it as you like.
@@ -277,7 +281,13 @@ class KV:
         context = self._context
         if if_absent or if_revision is not None:
             put = Put(key, value, lease, prev, ignore_value, ignore_lease)
-            return await self._put_if(put, _expected(if_revision, if_absent), timeout)
+            return await self._put_if(put, _expected(if_revision, if_absent), guards, timeout)
+        if guards:
+            put = Put(key, value, lease, prev, ignore_value, ignore_lease)
+            result = await self.commit(Branches((), (put,)), guards=guards, timeout=timeout)
+            done = result.results[0]
+            assert isinstance(done, PutResult), "a transaction answers each operation in its kind"
+            return done
         try:
             request = kv_pb2.PutRequest(
                 key=context.namespace.key(key),
@@ -293,9 +303,9 @@ class KV:
         revision = response.header.revision
         return put_result(response, context.namespace, revision) if prev else PutResult(revision)
 
-    async def _put_if(self, put: Put, expected: int, timeout: TimeoutArg) -> PutResult:
+    async def _put_if(self, put: Put, expected: int, guards: Sequence[Guard], timeout: TimeoutArg) -> PutResult:
         branches = Branches((Key(put.key).mod_revision == expected,), (put,), (Get(put.key),))
-        result = await self.commit(branches, timeout=timeout)
+        result = await self.commit(branches, guards=guards, timeout=timeout)
         answer = result.results[0] if result.results else None
         if result.succeeded and isinstance(answer, PutResult):
             return answer
@@ -318,6 +328,7 @@ class KV:
         prefix: bool = False,
         prev: bool = False,
         if_revision: int | None = None,
+        guards: Sequence[Guard] = (),
         timeout: TimeoutArg = DEFAULT,
     ) -> DeleteResult:
         """Delete one key, a range, or a prefix.
@@ -326,11 +337,12 @@ class KV:
             key, end, prefix: as in `range`.
             prev: also return what was deleted.
             if_revision: one key only, and only if its `mod_revision` is exactly this.
+            guards: as in `put`.
             timeout: as in `put`.
         Returns:
             `.deleted` is 0 where there was nothing to delete.
         Raises:
-            ConditionFailed, OutcomeUnknown, Unavailable: as in `put`.
+            ConditionFailed, LockLost, OutcomeUnknown, Unavailable: as in `put`.
 
         Same as etcd v3 `DeleteRange`; with a condition, a `Txn`.
         """
@@ -338,41 +350,73 @@ class KV:
         if if_revision is not None:
             if prefix or end is not None:
                 raise InvalidRequest("if_revision needs a single key", code="INVALID_RANGE")
-            return await self._delete_if(Delete(key, prev=prev), if_revision, timeout)
+            return await self._delete_if(Delete(key, prev=prev), if_revision, guards, timeout)
+        if guards:
+            result = await self.commit(Branches((), (Delete(key, end, prefix, prev),)), guards=guards, timeout=timeout)
+            done = result.results[0]
+            assert isinstance(done, DeleteResult), "a transaction answers each operation in its kind"
+            return done
         first, range_end = context.namespace.span(key, end, prefix)
         request = kv_pb2.DeleteRangeRequest(key=first, range_end=range_end, prev_kv=prev)
         response = await context.call(DELETE_RANGE, request, Purpose.WRITE, timeout)
         return delete_result(response, context.namespace, response.header.revision)
 
-    async def _delete_if(self, delete: Delete, expected: int, timeout: TimeoutArg) -> DeleteResult:
+    async def _delete_if(
+        self, delete: Delete, expected: int, guards: Sequence[Guard], timeout: TimeoutArg
+    ) -> DeleteResult:
         branches = Branches((Key(delete.key).mod_revision == expected,), (delete,), (Get(delete.key),))
-        result = await self.commit(branches, timeout=timeout)
+        result = await self.commit(branches, guards=guards, timeout=timeout)
         answer = result.results[0] if result.results else None
         if result.succeeded and isinstance(answer, DeleteResult):
             return answer
         raise self._condition_failed(delete.key, expected, answer)
 
-    def txn(self) -> Txn:
+    def txn(self, *, guards: Sequence[Guard] = ()) -> Txn:
         """Begin a transaction: `await client.txn().when(...).then(...).otherwise(...).commit()`.
+
+        Args:
+            guards: as in `put`.
 
         Same as etcd v3 `Txn`. Nothing is sent before `commit`.
         """
 
         def send(branches: Branches, timeout: TimeoutArg) -> Awaitable[TxnResult]:
-            return self.commit(branches, timeout=timeout)
+            return self.commit(branches, guards=guards, timeout=timeout)
 
         return TxnBuilder(send)
 
-    async def commit(self, branches: Branches, *, timeout: TimeoutArg = DEFAULT) -> TxnResult:
+    async def commit(
+        self, branches: Branches, *, guards: Sequence[Guard] = (), timeout: TimeoutArg = DEFAULT
+    ) -> TxnResult:
         """Carry out a transaction that was put together before (`txn().branches`); as `txn().commit()`."""
         context = self._context
         try:
             request = branches.to_pb(context.namespace)
         except ValueError as error:
             raise _bad(error) from None
-        purpose = Purpose.WRITE if branches.writes() else Purpose.READ
+        purpose = Purpose.WRITE if branches.writes() or guards else Purpose.READ
+        if guards and not context.pool.is_raftkv:
+            return await self._commit_guarded(request, guards, timeout)
+        request.guards.extend(guard.to_pb() for guard in guards)
         response = await context.call(TXN, request, purpose, timeout)
         return txn_result(response, context.namespace, response.header.revision)
+
+    async def _commit_guarded(
+        self, request: kv_pb2.TxnRequest, guards: Sequence[Guard], timeout: TimeoutArg
+    ) -> TxnResult:
+        """The same by means of etcd: the guards are the conditions of an outer transaction."""
+        context = self._context
+        outer = kv_pb2.TxnRequest(compare=[guard.compare() for guard in guards])
+        inner = bool(request.compare or request.failure)
+        if inner:
+            outer.success.add(request_txn=request)
+        else:
+            outer.success.extend(request.success)
+        response = await context.call(TXN, outer, Purpose.WRITE, timeout)
+        if not response.succeeded:
+            raise LockLost("the lock is not held any more: nothing was written", code="LOCK_LOST")
+        answer = response.responses[0].response_txn if inner else response
+        return txn_result(answer, context.namespace, response.header.revision)
 
     async def update(
         self,

@@ -12,7 +12,7 @@ from typing import Final, Generic, Protocol, TypeVar
 
 from google.protobuf.message import Message
 
-from raftkv._pb import cluster_pb2, common_pb2, kv_pb2, maintenance_pb2
+from raftkv._pb import cluster_pb2, common_pb2, kv_pb2, lease_pb2, maintenance_pb2, watch_pb2
 
 
 class Answer(Protocol):
@@ -47,6 +47,10 @@ def _kv(name: str) -> str:
 
 def _maintenance(name: str) -> str:
     return f"/etcdserverpb.Maintenance/{name}"
+
+
+def _lease(name: str) -> str:
+    return f"/etcdserverpb.Lease/{name}"
 
 
 RANGE: Final = Method(_kv("Range"), kv_pb2.RangeRequest.SerializeToString, kv_pb2.RangeResponse.FromString)
@@ -86,4 +90,26 @@ SNAPSHOT: Final = Method(
     _maintenance("Snapshot"),
     maintenance_pb2.SnapshotRequest.SerializeToString,
     maintenance_pb2.SnapshotResponse.FromString,
+)
+LEASE_GRANT: Final = Method(
+    _lease("LeaseGrant"), lease_pb2.LeaseGrantRequest.SerializeToString, lease_pb2.LeaseGrantResponse.FromString
+)
+LEASE_REVOKE: Final = Method(
+    _lease("LeaseRevoke"), lease_pb2.LeaseRevokeRequest.SerializeToString, lease_pb2.LeaseRevokeResponse.FromString
+)
+LEASE_KEEP_ALIVE: Final[Method[lease_pb2.LeaseKeepAliveRequest, lease_pb2.LeaseKeepAliveResponse]] = Method(
+    _lease("LeaseKeepAlive"),
+    lease_pb2.LeaseKeepAliveRequest.SerializeToString,
+    lease_pb2.LeaseKeepAliveResponse.FromString,
+)
+LEASE_TIME_TO_LIVE: Final = Method(
+    _lease("LeaseTimeToLive"),
+    lease_pb2.LeaseTimeToLiveRequest.SerializeToString,
+    lease_pb2.LeaseTimeToLiveResponse.FromString,
+)
+LEASE_LEASES: Final = Method(
+    _lease("LeaseLeases"), lease_pb2.LeaseLeasesRequest.SerializeToString, lease_pb2.LeaseLeasesResponse.FromString
+)
+WATCH: Final[Method[watch_pb2.WatchRequest, watch_pb2.WatchResponse]] = Method(
+    "/etcdserverpb.Watch/Watch", watch_pb2.WatchRequest.SerializeToString, watch_pb2.WatchResponse.FromString
 )

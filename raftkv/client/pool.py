@@ -15,7 +15,7 @@ import enum
 import logging
 import os
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -31,7 +31,7 @@ from raftkv.client.events import BreakerChanged, ConnectionChanged, Hooks, Leade
 from raftkv.client.health import Health
 from raftkv.client.methods import STATUS
 from raftkv.client.options import Routing
-from raftkv.client.routing import Router
+from raftkv.client.routing import Purpose, Router
 
 LOG: Final = logging.getLogger("raftkv")
 
@@ -40,6 +40,7 @@ PROBE_PAUSE_S: Final = 0.5
 PROGRESS_TICK_S: Final = 0.25  # nothing answered for a whole tick although something is asked: have a look
 PROGRESS_PROBE_TIMEOUT_S: Final = 0.5
 HEALTH_PAUSE_S: Final = 0.5
+STREAM_CHECK_S: Final = 2.0  # a node that only has streams open is asked this often for a sign of life
 DISCOVERY_TIMEOUT_S: Final = 1.0
 DISCOVERY_PAUSE_MAX_S: Final = 2.0  # while there is no leader to be found
 DISCOVERY_PAUSE_S: Final = 0.1  # between two rounds: an election takes about that long anyway
@@ -113,6 +114,10 @@ class Pool:
         self._interceptors: Final = tuple(interceptors)
         self._lost_after_s: Final = lost_after_s
         self._pid = 0  # of the process that opened it
+        self.is_raftkv = False  # known from the first answer that names the leader: etcd's never do
+        self.parts: dict[str, Any] = {}  # what there is once a client, by name: the lease keeper, the pipeline
+        self._group: asyncio.TaskGroup | None = None
+        self._to_spawn: list[tuple[Coroutine[Any, Any, None], str, asyncio.Future[None]]] = []
         self._main: asyncio.Task[None] | None = None
         self._failure: BaseException | None = None
         self._waiters: list[asyncio.Future[None]] = []  # calls that wait for any connection to become ready
@@ -182,6 +187,10 @@ class Pool:
         """All background work; ends by cancellation, or by the first failure."""
         try:
             async with asyncio.TaskGroup() as group:
+                self._group = group
+                for coroutine, name, done in self._to_spawn:
+                    self._spawn(coroutine, name, done)
+                self._to_spawn.clear()
                 for connection in self.connections:
                     name = f"raftkv-client {connection.endpoint}"
                     group.create_task(self._watch_channel(connection), name=f"{name} state")
@@ -189,11 +198,44 @@ class Pool:
                     group.create_task(self._probe(connection), name=f"{name} probe")
                 group.create_task(self._find_leader(), name="raftkv-client leader")
                 group.create_task(self._watch_progress(), name="raftkv-client progress")
+                group.create_task(self._check_streams(), name="raftkv-client streams")
                 group.create_task(self._declare_lost(), name="raftkv-client lost")
         except Exception as failure:
             self._failure = failure
             LOG.exception("raftkv client: background work failed")
             self._wake_waiters()
+
+    def spawn(self, coroutine: Coroutine[Any, Any, None], name: str) -> Callable[[], None]:
+        """Run `coroutine` beside the calls, at most as long as the client lives. Returns what ends it.
+
+        It must not raise: its failure would be the failure of the client.
+        """
+        assert self.loop is not None, "spawn() comes after enter()"
+        ended = self.loop.create_future()
+        if self._group is None:
+            self._to_spawn.append((coroutine, name, ended))
+        else:
+            self._spawn(coroutine, name, ended)
+
+        def end() -> None:
+            if not ended.done():
+                ended.set_result(None)
+
+        return end
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None], name: str, ended: asyncio.Future[None]) -> None:
+        assert self._group is not None
+        task = self._group.create_task(coroutine, name=f"raftkv-client {name}")
+        ended.add_done_callback(lambda _: task.cancel())
+        task.add_done_callback(lambda _: None if ended.done() else ended.cancel())
+
+    async def pick_for_stream(self) -> Connection:
+        """A node to open a stream at: a healthy one, rather not the leader. Waits as long as nobody is connected."""
+        while True:
+            connection = self.router.pick(Purpose.STALE_READ)
+            if connection is not None:
+                return connection
+            await self.wait_ready(None)
 
     async def close(self, grace_s: float = 0.0) -> None:
         """End everything: no new calls, calls in flight get `grace_s` to finish, tasks and connections end."""
@@ -250,23 +292,45 @@ class Pool:
         if member_id and member_id != connection.member_id:
             connection.member_id = member_id
             self.router.forget_choices()
+        if header.leader:
+            self.is_raftkv = True
         term = header.raft_term
         router = self.router
         if term == router.term and header.leader == router.leader_id:
+            if connection.heard_in != router.generation:
+                router.heard(connection)
             return
         if term > router.term and not header.leader:
             self._discover.set()  # an election went by, and this server does not say who won
-        if router.observe(term, header.leader):
+        self._observe_leader(term, header.leader)
+        if term >= router.term:  # what was said in an earlier term may have been under way for long
+            router.heard(connection)
+
+    def _observe_leader(self, term: int, leader_id: int) -> None:
+        generation = self.router.generation
+        if self.router.observe(term, leader_id):
             self._leader_seen()
+        if self.router.generation != generation:
+            self._look_around()
+
+    def _look_around(self) -> None:
+        """A new generation began: ask every node that was not heard of in it for a sign of life."""
+        for connection in self.connections:
+            if connection.heard_in != self.router.generation and connection.is_ready():
+                self._suspected[connection].set()
 
     def unanswered(self, connection: Connection, epoch: int, *, silent: bool) -> None:
         """An attempt over `connection` got no answer: its time ran out (silent) or the connection broke."""
+        was_suspect = connection.suspect
         if silent:
             connection.stayed_silent(epoch)
         else:
             connection.broke(epoch)
         if connection.suspect:
             self._suspected[connection].set()
+            if not was_suspect:
+                self.router.doubt()
+                self._look_around()
 
     def wake(self) -> None:
         """A call begins while nobody watches for progress."""
@@ -277,6 +341,14 @@ class Pool:
         """Whether every connected node says of itself that it cannot serve."""
         ready = [c for c in self.connections if c.is_ready() and not c.foreign]
         return bool(ready) and all(c.health is Health.NOT_SERVING for c in ready)
+
+    def set_health(self, connection: Connection, status: Health) -> None:
+        """The node behind `connection` says whether it serves."""
+        if status is not connection.health:
+            connection.health = status
+            if status is Health.NOT_SERVING:
+                connection.abandon_streams()
+            self.router.forget_choices()
 
     def leader_wanted(self) -> None:
         """A call found that what we know of the leader is out of date."""
@@ -321,6 +393,7 @@ class Pool:
         if ready:
             LOG.debug("raftkv client: connected to %s", connection.endpoint)
             connection.became_ready()
+            self.router.heard(connection)  # its process answered the handshake just now
             self._ready[connection].set()
             self._discover.set()
             self._set_state(ConnectionState.CONNECTED)
@@ -329,6 +402,8 @@ class Pool:
             LOG.info("raftkv client: connection to %s is gone", connection.endpoint)
             self._ready[connection].clear()
             connection.health = Health.UNKNOWN
+            self.router.doubt()
+            self._look_around()
             if not any(c.is_ready() for c in self.connections):
                 self._set_state(ConnectionState.SUSPENDED)
 
@@ -340,7 +415,7 @@ class Pool:
             call = connection.health_watch(health.SERVICE)
             try:
                 async for status in call:
-                    self._set_health(connection, status)
+                    self.set_health(connection, status)
             except grpc.aio.AioRpcError as error:
                 if error.code() is grpc.StatusCode.UNIMPLEMENTED:
                     # A server without health service serves as far as we know. It will not grow one meanwhile.
@@ -353,11 +428,6 @@ class Pool:
         while connection.is_ready():
             await connection.channel.wait_for_state_change(READY)
 
-    def _set_health(self, connection: Connection, status: Health) -> None:
-        if status is not connection.health:
-            connection.health = status
-            self.router.forget_choices()
-
     async def _probe(self, connection: Connection) -> None:
         """Ask a doubtful endpoint for a sign of life; a suspect one until it gives one, so that no call has to."""
         suspected = self._suspected[connection]
@@ -367,10 +437,13 @@ class Pool:
             if not connection.suspect and connection.is_ready():
                 epoch = connection.breaker.epoch
                 if await self._is_alive(connection, PROGRESS_PROBE_TIMEOUT_S):
+                    self.router.heard(connection)
                     continue
                 LOG.info("raftkv client: %s has fallen silent", connection.endpoint)
+                connection.abandon_streams()
                 connection.broke(epoch)
-                self.router.forget_choices()
+                self.router.doubt()
+                self._look_around()
             while connection.suspect:
                 if connection.is_ready():
                     epoch = connection.breaker.epoch
@@ -378,6 +451,7 @@ class Pool:
                         # Evidence as good as a new connection: whatever made it silent is over.
                         connection.suspect = False
                         connection.breaker.connection_ready()
+                        self.router.heard(connection)
                         self.router.forget_choices()
                         self._wake_waiters()
                         break
@@ -412,6 +486,14 @@ class Pool:
                 if before.get(connection) == connection.answers:
                     self._suspected[connection].set()
                 before[connection] = connection.answers
+
+    async def _check_streams(self) -> None:
+        """An open stream says nothing while nothing happens, so that a frozen node goes unnoticed: ask it."""
+        while True:
+            await asyncio.sleep(STREAM_CHECK_S)
+            for connection in self.connections:
+                if connection.open_streams and connection.is_ready():
+                    self._suspected[connection].set()
 
     async def _find_leader(self) -> None:
         """Ask for the members' ids and the leader when something suggests that we do not know them."""
@@ -453,8 +535,9 @@ class Pool:
             connection.is_learner = status.isLearner
             self.router.forget_choices()
         self.observe(connection, header)
-        if self.router.observe(max(status.raftTerm, header.raft_term), status.leader):
-            self._leader_seen()
+        self._observe_leader(max(status.raftTerm, header.raft_term), status.leader)
+        if header.raft_term >= self.router.term:
+            self.router.heard(connection)
 
     async def _declare_lost(self) -> None:
         """SUSPENDED for `lost_after_s` becomes LOST."""

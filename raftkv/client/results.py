@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +53,49 @@ class RangeResult:
 
     def __bool__(self) -> bool:
         return bool(self.items)
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One change of one key."""
+
+    kind: Literal["put", "delete"]
+    item: KeyValue
+    """The key as it is after a put; of a deleted one only `key` and `mod_revision` mean anything."""
+    previous: KeyValue | None = None
+    """What it held before, if asked for (`prev=True`), if it existed and history still had it."""
+    expired: bool = False
+    """A delete because the key's lease ran out (raftkv only; etcd does not tell)."""
+
+    @property
+    def key(self) -> bytes:
+        """The key that changed."""
+        return self.item.key
+
+    @property
+    def value(self) -> bytes:
+        """Its new value; b"" when it was deleted."""
+        return self.item.value
+
+    @property
+    def revision(self) -> int:
+        """The revision of the change."""
+        return self.item.mod_revision
+
+
+@dataclass(frozen=True, slots=True)
+class WatchBatch:
+    """Events that arrived together, whole revisions only; without any it is a sign of progress."""
+
+    events: tuple[Event, ...]
+    revision: int
+    """Every event up to this revision has been delivered."""
+
+    def __iter__(self) -> Iterator[Event]:
+        return iter(self.events)
+
+    def __len__(self) -> int:
+        return len(self.events)
 
 
 @dataclass(frozen=True, slots=True)

@@ -129,6 +129,24 @@ class Key:
 
 
 @dataclass(frozen=True, slots=True)
+class Guard:
+    """Proof of a lock, for a write: it is refused as a whole once the lock has another holder. See `Lock.guard`."""
+
+    key: bytes
+    """The lock's key, as on the wire, namespace included."""
+    token: int
+    """The lock's fencing token."""
+
+    def to_pb(self) -> kv_pb2.Guard:
+        """On the wire, to a raftkv node."""
+        return kv_pb2.Guard(key=self.key, token=self.token)
+
+    def compare(self) -> kv_pb2.Compare:
+        """As a condition of a transaction, which etcd understands too."""
+        return kv_pb2.Compare(key=self.key, target=_Pb.CREATE, result=_Pb.EQUAL, create_revision=self.token)
+
+
+@dataclass(frozen=True, slots=True)
 class Put:
     """Put a key, inside a transaction. Arguments as of `AsyncClient.put`."""
 

@@ -37,7 +37,13 @@ async def settled(client, tools):
     """Wait until the client knows who leads and who is who."""
     pool = client._context.pool
     pool.enter()
-    await tools.until(lambda: all(c.member_id for c in pool.connections if c.is_ready()) and pool.router.leader_id)
+    router = pool.router
+    await tools.until(
+        lambda: (
+            router.leader_id
+            and all(c.member_id and c.heard_in == router.generation for c in pool.connections if c.is_ready())
+        )
+    )
 
 
 # --- the way of a call ------------------------------------------------------------------------------------------------
@@ -73,6 +79,7 @@ async def test_a_new_leader_is_followed(cluster, make_client, tools):
     writer = next(node for node in cluster.nodes if node.count("Put"))
     cluster.elect(writer.member_id)
     await client.put("k", "v")  # its answer tells
+    await settled(client, tools)
     for _ in range(5):
         await client.put("k", "v")
         await client.get("k")
@@ -670,3 +677,55 @@ async def test_when_no_node_serves_a_read_says_that_there_is_no_leader(cluster, 
         await client.get("k", timeout=0.5)
     assert isinstance(caught.value, DeadlineExceeded)
     assert caught.value.attempts > 1
+
+
+async def test_no_stream_outlives_its_client_or_its_connection(cluster, make_client, make_proxy, tools):
+    """grpc.aio does not cancel abandoned streams (grpc #43462); ours are cancelled where they end."""
+    proxy = await make_proxy(cluster.nodes[0])
+    client = make_client(proxy)
+    await client.put("k", "v")
+    node = cluster.nodes[0]
+    await tools.until(lambda: node.watching == 1)
+    states = []
+    client.state.on_change(states.append)
+    for breaks in range(1, 6):
+        proxy.cut()
+        await tools.until(lambda breaks=breaks: states.count(ConnectionState.SUSPENDED) == breaks)
+        await client.put("k", "v")
+    await tools.until(lambda: node.watching == 1)
+    await client.close()
+    await tools.until(lambda: node.watching == 0)
+    for _ in range(20):
+        short = make_client()
+        await short.put("k", "v")
+        await short.close()
+    await tools.until(lambda: all(node.watching == 0 for node in cluster.nodes))
+
+
+async def test_a_node_that_says_it_is_stopping_gets_no_more(cluster, make_client, tools):
+    client = make_client()
+    await settled(client, tools)
+    await client.put("k", "v")
+    writer = next(node for node in cluster.nodes if node.count("Put"))
+    stopping = (("raftkv-error", "STOPPING"), NOT_DONE)
+    writer.script = tools.failing(UNAVAILABLE, "etcdserver: server stopped", *stopping)
+    for _ in range(5):
+        await client.put("k", "v")
+    assert writer.count("Put") == 2
+    assert client.stats().failures == 0
+
+
+async def test_a_server_that_cancels_what_comes_too_late_gets_no_more(cluster, make_client, tools):
+    """A gRPC server that shuts down cancels new calls without a word; a write may have been done for all we know."""
+    client = make_client()
+    await settled(client, tools)
+    await client.put("k", "v")
+    writer = next(node for node in cluster.nodes if node.count("Put"))
+    writer.script = tools.failing(grpc.StatusCode.CANCELLED, "")
+    with pytest.raises(OutcomeUnknown):
+        await client.put("k", "v")
+    for _ in range(5):
+        await client.put("k", "v")
+    assert writer.count("Put") == 2
+    cluster.nodes[0].script = tools.failing(grpc.StatusCode.CANCELLED, "")
+    assert (await client.get("k")).text == "v"
