@@ -8,8 +8,8 @@ Values of users lie in the store only, and there is no index in memory, so a nod
     l/i<id>                        lease: its time and what was left of it at the last checkpoint, in ms
     l/k<id><key>                   this key is attached to this lease; no value
     s/i<id>                        session: its time in ms
-    s/r<id><seq>                   the answer to a command of this session, see `sessions`
-    s/f<id>                        what the session has acknowledged, where no answer says it
+    s/a<id>                        what the session has acknowledged, and the answers it keeps; see `sessions`
+    s/r<id><seq>                   a large one of these answers
     m/state                        applied index and term, revision, compact revision, rolling hash
     m/sweep                        place up to which compacted changes are gone; absent when the sweep has ended
     m/conf                         the membership as of the applied index, in the driver's encoding
@@ -51,7 +51,7 @@ LEASES_END = b"l0"
 SESSION = b"s/i"
 SESSION_END = b"s/j"
 SESSION_RESULT = b"s/r"
-SESSION_ACKNOWLEDGED = b"s/f"
+SESSION_ANSWERS = b"s/a"
 SESSIONS = b"s/"
 SESSIONS_END = b"s0"
 

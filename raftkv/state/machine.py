@@ -69,6 +69,7 @@ from raftkv.state.sessions import SessionEvent, Sessions
 from raftkv.state.store import KeyValueStore, KeyValueView, StoreDamaged
 
 _PUT = int(CommandKind.PUT)
+_SESSION_CALL = int(CommandKind.SESSION_CALL)
 _parse_put = PutRequest.FromString
 _PLAIN_OVERHEAD_MAX = 5
 """A put of a key and a value has four bytes besides them, or five; of any other field, six at least.
@@ -153,6 +154,7 @@ class StateMachine:
             effects.clear()
             self.applied_index = index
             self.applied_term = term
+        self._sessions.flush(overlay)
         pending = overlay.pending
         pending[STATE_KEY] = self._head()
         if conf is not None:
@@ -194,11 +196,11 @@ class StateMachine:
                 response.header.revision = overlay.revision + 1
                 return response
             return txn.apply_put(overlay, request, self.compact_revision, self._lease_exists)
+        if kind == _SESSION_CALL:
+            return self._call(overlay, SessionCall.FromString(payload))
         return self._apply_other(overlay, kind, payload)
 
     def _apply_other(self, overlay: Overlay, kind: int, payload: bytes) -> Result:
-        if kind == CommandKind.SESSION_CALL:
-            return self._call(overlay, SessionCall.FromString(payload))
         if kind == CommandKind.TXN:
             request = TxnRequest.FromString(payload)
             return txn.apply_txn(overlay, request, self.compact_revision, self._lease_exists)

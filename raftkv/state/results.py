@@ -123,7 +123,7 @@ def encode_result(result: Result) -> bytes:
         return _REFUSAL_FIELDS.pack(_REFUSAL, result.code, result.revision, result.compact_revision)
     if isinstance(result, Done):
         return _DONE_FIELDS.pack(_DONE, result.revision)
-    return _TAGS[type(result)] + result.SerializeToString(deterministic=True)
+    return _TAGS[type(result)] + result.SerializeToString()
 
 
 def decode_result(data: bytes) -> Result:

@@ -7,27 +7,26 @@
       too much is kept      -> SESSION_FULL          nothing executed; it may come again under the same number
       else                  -> the command is applied; its answer, a refusal too, is kept under (session, seq)
 
-A kept answer carries the `first_incomplete` of its call, so what a session has acknowledged is the greatest one among
-its answers, and a call costs one write. Only a call that acknowledges and is then refused as SESSION_FULL leaves no
-answer; what it acknowledged gets an entry of its own.
+Small answers of a session lie together in one value with the number below which all is acknowledged, written once
+for all calls of a write batch: a client with many calls under way costs a write a batch, not two a call. Large answers
+have keys of their own.
 
-In memory is the time to live of each session, and of those that were used since the start the numbers of their kept
-answers; both are taken from the store, where everything is. Invariants: every kept number >= acknowledged; an answer is
-kept from the very write that has its effects.    See: Ongaro 6.3; reliability rules X1 to X4, Z4, Z7.
+In memory is the time to live of each session, and what sessions keep that were used lately; both are taken from the
+store, where everything is. Invariants: every kept number >= acknowledged; an answer is kept from the very write that
+has its effects.    See: Ongaro 6.3; reliability rules X1 to X4, Z4, Z7.
 """
 
 from __future__ import annotations
 
 import enum
 import struct
-from collections.abc import Iterator
 
 from raftkv._pb.state_pb2 import SessionCall, SessionExpire, SessionOpen, SessionOpened
 from raftkv.state.commands import CommandKind
 from raftkv.state.keys import (
     RESULT_ID,
     SESSION,
-    SESSION_ACKNOWLEDGED,
+    SESSION_ANSWERS,
     SESSION_END,
     SESSION_ID,
     SESSION_RESULT,
@@ -60,8 +59,14 @@ CALLABLE = frozenset(
 """What may be done within a session."""
 
 _SEQ = struct.Struct(">Q")
+_EFFECT = struct.Struct(">QQQ")  # session, seq (0: nothing was done), acknowledged
+_ANSWER = struct.Struct(">QI")  # seq, bytes of the answer; then the answer, if it is small
+_SMALL_BYTES_MAX = 256
+"""An answer is written anew as long as it is kept and calls come, so a large one lies apart. It says how the bytes on
+disk are to be read, so it never changes."""
+_LOADED_MAX = 10_000
+"""So many sessions are kept in memory between two writes."""
 _OPENED_BITS = 20  # of an id: the number of the session among those of one entry; the others are the entry's index
-_RESULT_HEAD = len(SESSION_RESULT) + SESSION_ID.size
 
 
 class SessionChange(enum.Enum):
@@ -84,27 +89,54 @@ def granted_ttl_ms(request: SessionOpen) -> int:
 class _Kept:
     """What one session keeps."""
 
-    __slots__ = ("acknowledged", "bytes", "sizes")
+    __slots__ = ("acknowledged", "answers", "bytes", "sizes")
 
     def __init__(self) -> None:
         self.acknowledged = 0  # every number below it
-        self.sizes: dict[int, int] = {}  # by number, in bytes
+        self.sizes: dict[int, int] = {}  # of all answers, by number, in bytes
         self.bytes = 0  # their sum
+        self.answers: dict[int, bytes] = {}  # the small ones
+
+    @classmethod
+    def decode(cls, data: bytes) -> _Kept:
+        """From what `encode` gave."""
+        kept = cls()
+        (kept.acknowledged,) = _SEQ.unpack_from(data)
+        offset = _SEQ.size
+        while offset < len(data):
+            seq, size = _ANSWER.unpack_from(data, offset)
+            offset += _ANSWER.size
+            kept.sizes[seq] = size
+            kept.bytes += size
+            if size <= _SMALL_BYTES_MAX:
+                kept.answers[seq] = data[offset : offset + size]
+                offset += size
+        return kept
+
+    def encode(self) -> bytes:
+        """In the order of numbers, so that how the calls came makes no difference."""
+        parts = [_SEQ.pack(self.acknowledged)]
+        sizes, answers = self.sizes, self.answers
+        for seq in sorted(sizes):
+            parts.append(_ANSWER.pack(seq, sizes[seq]))
+            if seq in answers:
+                parts.append(answers[seq])
+        return b"".join(parts)
 
     def forget(self, first_incomplete: int) -> list[int]:
-        """Move the acknowledged up, and give the numbers whose answers are no longer needed."""
-        before = self.acknowledged
-        if first_incomplete <= before:
-            return []
-        self.acknowledged = first_incomplete
-        sizes = self.sizes
-        if first_incomplete - before <= len(sizes):
-            gone = [seq for seq in range(before, first_incomplete) if seq in sizes]
+        """Move the acknowledged up; gives the numbers whose large answers are no longer needed."""
+        sizes, answers = self.sizes, self.answers
+        if first_incomplete - self.acknowledged <= len(sizes):
+            gone = [seq for seq in range(self.acknowledged, first_incomplete) if seq in sizes]
         else:
             gone = sorted(seq for seq in sizes if seq < first_incomplete)
+        self.acknowledged = first_incomplete
+        large = []
         for seq in gone:
             self.bytes -= sizes.pop(seq)
-        return gone
+            if answers.pop(seq, None) is None:
+                large.append(seq)
+        return large
 
 
 class Sessions:
@@ -116,7 +148,8 @@ class Sessions:
             for key, value in store.iterate(SESSION, SESSION_END)
         }
         """The time to live by id, in milliseconds."""
-        self._kept: dict[int, _Kept] = {}
+        self._kept: dict[int, _Kept] = {}  # a cache, but for those that are in `_changed`
+        self._changed: dict[int, _Kept] = {}  # since the last write batch
         self._events: list[SessionEvent] | None = None  # None: nobody has asked yet, so nothing is gathered
         self._entry_index = 0
         self._opened = 0  # by the entry of that index
@@ -139,7 +172,9 @@ class Sessions:
         ttl_ms = granted_ttl_ms(request)
         self.ttls[session] = ttl_ms
         self._kept[session] = _Kept()
-        _write(overlay, SESSION + SESSION_ID.pack(session), SESSION_TTL.pack(ttl_ms))
+        key, value = SESSION + SESSION_ID.pack(session), SESSION_TTL.pack(ttl_ms)
+        overlay.pending[key] = value
+        overlay.effects.append(key + value)
         if self._events is not None:
             self._events.append((SessionChange.OPENED, session))
         return SessionOpened(session=session, ttl_ms=ttl_ms)
@@ -153,13 +188,14 @@ class Sessions:
                 continue
             kept = self._kept_of(overlay, session)
             packed = SESSION_ID.pack(session)
-            for seq in kept.sizes:
+            for seq in kept.sizes.keys() - kept.answers.keys():
                 overlay.pending[SESSION_RESULT + packed + _SEQ.pack(seq)] = None
             overlay.pending[SESSION + packed] = None
-            overlay.pending[SESSION_ACKNOWLEDGED + packed] = None
+            overlay.pending[SESSION_ANSWERS + packed] = None
             overlay.effects.append(b"session ended" + packed)
             del self.ttls[session]
             del self._kept[session]
+            self._changed.pop(session, None)
             if self._events is not None:
                 self._events.append((SessionChange.EXPIRED, session))
         return None
@@ -179,17 +215,18 @@ class Sessions:
             self._events.append((SessionChange.USED, session))
         kept = self._kept.get(session) or self._kept_of(overlay, session)
         if seq in kept.sizes:
-            stored = overlay.get(SESSION_RESULT + RESULT_ID.pack(session, seq))
+            stored = kept.answers.get(seq) or overlay.get(SESSION_RESULT + RESULT_ID.pack(session, seq))
             assert stored is not None, f"answer {seq} of session {session:x} is not there"
-            return decode_result(stored[_SEQ.size :])
-        if seq < kept.acknowledged or seq < call.first_incomplete:
+            return decode_result(stored)
+        first_incomplete = call.first_incomplete
+        if seq < kept.acknowledged or seq < first_incomplete:
             return RefusalCode.STALE_SEQUENCE
-        acknowledged = kept.acknowledged
-        for gone in kept.forget(call.first_incomplete):
-            overlay.pending[SESSION_RESULT + RESULT_ID.pack(session, gone)] = None
+        if first_incomplete > kept.acknowledged:
+            self._changed[session] = kept
+            for gone in kept.forget(first_incomplete):
+                overlay.pending[SESSION_RESULT + RESULT_ID.pack(session, gone)] = None
         if len(kept.sizes) >= ANSWERS_MAX or kept.bytes >= ANSWERS_BYTES_MAX:
-            if kept.acknowledged != acknowledged:
-                _write(overlay, SESSION_ACKNOWLEDGED + SESSION_ID.pack(session), _SEQ.pack(kept.acknowledged))
+            overlay.effects.append(_EFFECT.pack(session, 0, kept.acknowledged))
             return RefusalCode.SESSION_FULL
         return None
 
@@ -197,38 +234,31 @@ class Sessions:
         """Keep what came of a call that was admitted. The revision it made is committed."""
         session, seq = call.session, call.seq
         encoded = encode_result(result)
-        if len(encoded) > ANSWERS_BYTES_MAX:
+        size = len(encoded)
+        if size > ANSWERS_BYTES_MAX:
             encoded = encode_result(Refusal(RefusalCode.RESULT_NOT_KEPT, overlay.revision, compact_revision))
-        kept = self._kept[session]
-        kept.sizes[seq] = len(encoded)
-        kept.bytes += len(encoded)
-        _write(overlay, SESSION_RESULT + RESULT_ID.pack(session, seq), _SEQ.pack(kept.acknowledged) + encoded)
+            size = len(encoded)
+        kept = self._changed[session] = self._kept[session]
+        kept.sizes[seq] = size
+        kept.bytes += size
+        if size <= _SMALL_BYTES_MAX:
+            kept.answers[seq] = encoded
+        else:
+            overlay.pending[SESSION_RESULT + RESULT_ID.pack(session, seq)] = encoded
+        overlay.effects.append(_EFFECT.pack(session, seq, kept.acknowledged) + encoded)
+
+    def flush(self, overlay: Overlay) -> None:
+        """Put what has changed since the last time into the write batch."""
+        for session, kept in self._changed.items():
+            overlay.pending[SESSION_ANSWERS + SESSION_ID.pack(session)] = kept.encode()
+        self._changed.clear()
+        if len(self._kept) > _LOADED_MAX:
+            self._kept.clear()
 
     def _kept_of(self, overlay: Overlay, session: int) -> _Kept:
-        """What a session keeps, from the store where it was not used since the start."""
+        """What a session keeps, from the store where it is not in memory."""
         kept = self._kept.get(session)
-        if kept is not None:
-            return kept
-        kept = self._kept[session] = _Kept()
-        packed = SESSION_ID.pack(session)
-        stored = overlay.get(SESSION_ACKNOWLEDGED + packed)
-        if stored is not None:
-            (kept.acknowledged,) = _SEQ.unpack(stored)
-        for seq, acknowledged, size in _answers(overlay, packed):
-            kept.sizes[seq] = size
-            kept.bytes += size
-            kept.acknowledged = max(kept.acknowledged, acknowledged)
+        if kept is None:
+            stored = overlay.get(SESSION_ANSWERS + SESSION_ID.pack(session))
+            kept = self._kept[session] = _Kept() if stored is None else _Kept.decode(stored)
         return kept
-
-
-def _answers(overlay: Overlay, packed: bytes) -> Iterator[tuple[int, int, int]]:
-    """Number, acknowledged and size of the stored answers of a session."""
-    prefix = SESSION_RESULT + packed
-    for key, value in overlay.iterate(prefix + bytes(_SEQ.size), prefix + b"\xff" * (_SEQ.size + 1)):
-        yield _SEQ.unpack_from(key, _RESULT_HEAD)[0], _SEQ.unpack_from(value)[0], len(value) - _SEQ.size
-
-
-def _write(overlay: Overlay, key: bytes, value: bytes) -> None:
-    overlay.pending[key] = value
-    overlay.effects.append(key)
-    overlay.effects.append(value)

@@ -13,6 +13,7 @@ from state_ops import KEYS, Chooser, Ops
 
 from raftkv._pb.common_pb2 import Event, KeyValue
 from raftkv._pb.kv_pb2 import RangeRequest, TxnRequest
+from raftkv.state import sessions
 from raftkv.state.commands import decode_batch, encode_batch
 from raftkv.state.machine import StateMachine
 from raftkv.state.ranges import read_range
@@ -24,6 +25,10 @@ SEED = st.integers(0, 2**32 - 1)
 
 def code_or_response(result: Any) -> Any:
     return result.code if isinstance(result, Refusal) else result
+
+
+def is_large(answer: Any) -> bool:
+    return not isinstance(answer, RefusalCode) and 1 + len(answer.SerializeToString()) > sessions._SMALL_BYTES_MAX
 
 
 def check_history(model: Model, machine: StateMachine) -> None:
@@ -78,7 +83,10 @@ def check_nothing_left(model: Model, store: MemoryStore) -> None:
     assert kinds.count(b"h") == history
     assert kinds.count(b"m") == 1
     assert kinds.count(b"l") == len(model.leases) + sum(bool(item.lease) for item in model.items.values())
-    assert kinds.count(b"s") == sum(1 + len(session.answers) for session in model.sessions.values())
+    # Of a session: itself, its small answers together, and each large one.
+    assert kinds.count(b"s") == sum(
+        1 + bool(session.answers) + sum(map(is_large, session.answers.values())) for session in model.sessions.values()
+    )
 
 
 @given(seeds=st.lists(SEED, min_size=1, max_size=60))

@@ -26,7 +26,7 @@ from raftkv._pb.maintenance_pb2 import CORRUPT, NONE, NOSPACE, AlarmRequest, Ala
 from raftkv._pb.state_pb2 import LeaseExpire, SessionCall, SessionExpire, SessionOpen, SessionOpened
 from raftkv.state import sessions
 from raftkv.state.commands import Command, CommandKind, Group
-from raftkv.state.keys import SESSIONS, SESSIONS_END
+from raftkv.state.keys import SESSION_ANSWERS, SESSION_ID, SESSION_RESULT, SESSIONS, SESSIONS_END
 from raftkv.state.machine import StateMachine
 from raftkv.state.results import Done, Refusal, RefusalCode, decode_result, encode_result
 from raftkv.state.sessions import ANSWERS_BYTES_MAX, ANSWERS_MAX, TTL_MS_DEFAULT, TTL_MS_MAX, TTL_MS_MIN, SessionChange
@@ -71,6 +71,11 @@ def code(result: Any) -> RefusalCode:
 
 def stored(kv: Driver) -> dict[bytes, bytes]:
     return dict(kv.store.iterate(SESSIONS, SESSIONS_END))
+
+
+def kept(kv: Driver, session: int) -> list[int]:
+    data = kv.store.get(SESSION_ANSWERS + SESSION_ID.pack(session))
+    return [] if data is None else list(sessions._Kept.decode(data).sizes)
 
 
 def test_ids_are_unique_and_made_of_the_log_alone(kv: Driver) -> None:
@@ -192,8 +197,7 @@ def test_what_is_acknowledged_is_forgotten_and_never_executed_again(kv: Driver) 
         call(kv, session, seq, PutRequest(key=b"a", value=b"%d" % seq))
     revision = kv.machine.revision
     call(kv, session, 9, PutRequest(key=b"b"), done=4)
-    kept = [key[-1] for key in stored(kv) if key.startswith(b"s/r")]
-    assert kept == [4, 9]
+    assert kept(kv, session) == [4, 9]
     for machine in (kv.machine, StateMachine(kv.store)):
         kv.machine = machine
         for seq in (1, 2, 3):  # 3 was never seen: the client gave it up
@@ -210,7 +214,7 @@ def test_acknowledging_far_ahead_costs_nothing_and_holds_after_a_restart(kv: Dri
     for seq in (3, 1, 2):
         call(kv, session, seq, PutRequest(key=b"a"))
     call(kv, session, 2**64 - 1, PutRequest(key=b"a"), done=2**64 - 1)
-    assert len([key for key in stored(kv) if key.startswith(b"s/r")]) == 1
+    assert kept(kv, session) == [2**64 - 1]
     kv.machine = StateMachine(kv.store)
     assert code(call(kv, session, 2**64 - 2, PutRequest(key=b"a"))) is RefusalCode.STALE_SEQUENCE
 
@@ -267,6 +271,45 @@ def test_an_answer_too_large_to_keep_leaves_the_fact(kv: Driver) -> None:
     assert again == Refusal(RefusalCode.RESULT_NOT_KEPT, first.header.revision, -1)
     assert kv.machine.revision == first.header.revision
     assert call(kv, session, 2, PutRequest(key=b"a")).header.revision == first.header.revision + 1
+
+
+def test_large_answers_lie_apart_and_go_with_the_small_ones(kv: Driver) -> None:
+    session = opened(kv)
+    first = [call(kv, session, seq, PutRequest(key=b"a", value=b"x" * 255, prev_kv=True)) for seq in range(1, 6)]
+
+    def large() -> list[bytes]:
+        return [key[-1:] for key in stored(kv) if key.startswith(SESSION_RESULT)]
+
+    assert large() == [b"\2", b"\3", b"\4", b"\5"], "the first had no value before it"
+    for machine in (kv.machine, StateMachine(kv.store)):
+        kv.machine = machine
+        assert [call(kv, session, seq, PutRequest(key=b"b")) for seq in range(1, 6)] == first
+    call(kv, session, 6, PutRequest(key=b"b"), done=4)
+    assert large() == [b"\4", b"\5"]
+    kv.call(SessionExpire(sessions=[session]))
+    assert stored(kv) == {}
+
+
+def test_sessions_beyond_those_in_memory_are_read_again(kv: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sessions, "_LOADED_MAX", 2)
+    ids = [opened(kv) for _ in range(5)]
+    first = [call(kv, session, 3, PutRequest(key=b"%d" % session)) for session in ids]
+    assert kv.apply(*(call_of(session, 3, PutRequest(key=b"again")) for session in ids)) == first
+    for session in ids:
+        call(kv, session, 4, PutRequest(key=b"%d" % session), done=4)
+    assert [code(call(kv, session, 3, PutRequest(key=b"x"))) for session in ids] == [RefusalCode.STALE_SEQUENCE] * 5
+    assert kept(kv, ids[0]) == [4]
+
+
+def test_calls_of_many_sessions_in_one_write(kv: Driver) -> None:
+    """Several calls of a session are one value in the store; a session may end in the entry of its calls."""
+    one, two = opened(kv), opened(kv)
+    requests = [call_of(session, seq, PutRequest(key=b"%d" % seq)) for seq in (2, 1, 3) for session in (one, two)]
+    first = kv.apply(*requests, SessionExpire(sessions=[two]))
+    assert kept(kv, one) == [1, 2, 3]
+    assert kept(kv, two) == []
+    assert kv.apply(*requests[::2]) == first[:-1:2]
+    assert code(kv.call(requests[1])) is RefusalCode.SESSION_EXPIRED
 
 
 def test_too_many_sessions(monkeypatch: pytest.MonkeyPatch) -> None:
