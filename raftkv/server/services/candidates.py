@@ -48,7 +48,7 @@ ORPHAN_TTL_S = 60
 """Of the lease that is granted where none was given; nobody keeps it alive. As etcd."""
 
 WAITERS_MAX = 10_000
-"""Calls of a node that may wait for their turn. They wait for as long as it takes, so they do not count as in flight."""
+"""Calls of a node that may wait for their turn: for as long as it takes, so they do not count as in flight."""
 
 RETRY_S = 0.05
 

@@ -38,10 +38,9 @@ TOO_MANY = f"raftkv: too many watches on this node, {WATCHES_MAX} are the most"
 class Watch:
     """The method of raftkv.v1.Watch, which is that of etcdserverpb.Watch."""
 
-    def __init__(self, node: Node, hub: WatchHub, progress_interval_s: float = PROGRESS_INTERVAL_S) -> None:
+    def __init__(self, node: Node, hub: WatchHub) -> None:
         self._node = node
         self._hub = hub
-        self._progress_interval_s = progress_interval_s
         self._headers: dict[tuple[int, int, int], bytes] = {}
         self.streams = 0
 
@@ -55,7 +54,7 @@ class Watch:
             raise TooManyRequests("watch_streams_max")
         self.streams += 1
         buffer = StreamBuffer(self._hub, self._header)
-        watches = _Watches(self._hub, buffer, self._progress_interval_s)
+        watches = _Watches(self._hub, buffer)
         writer = asyncio.ensure_future(_write(stream, buffer))
         try:
             while (raw := await stream.read()) is not None:
@@ -99,10 +98,9 @@ async def _write(stream: Stream, buffer: StreamBuffer) -> None:
 class _Watches:
     """The watches of one stream, by id."""
 
-    def __init__(self, hub: WatchHub, buffer: StreamBuffer, progress_interval_s: float) -> None:
+    def __init__(self, hub: WatchHub, buffer: StreamBuffer) -> None:
         self._hub = hub
         self._buffer = buffer
-        self._progress_interval_s = progress_interval_s
         self._by_id: dict[int, Watched] = {}
         self._next_id = 0
         self._notified: set[int] = set()  # those with progress_notify
@@ -185,7 +183,7 @@ class _Watches:
     def _expect_silence(self) -> None:
         if self._timer is None and self._notified:
             self._buffer.reported.clear()
-            delay_s = self._progress_interval_s * random.uniform(1.0, 1.1)
+            delay_s = PROGRESS_INTERVAL_S * random.uniform(1.0, 1.1)
             self._timer = asyncio.get_running_loop().call_later(delay_s, self._report)
 
     def _report(self) -> None:

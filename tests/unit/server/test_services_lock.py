@@ -1,0 +1,284 @@
+"""Lock and Election over the wire: order, fences, leases that end, callers that go."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import grpc
+import pytest
+from fake_node import Served, failure, trailers, until
+
+from raftkv._pb import election_pb2, election_pb2_grpc, kv_pb2, lease_pb2, lock_pb2, lock_pb2_grpc
+from raftkv.server.errors import RequestTimeout
+from raftkv.server.services import candidates
+from raftkv.state.commands import CommandKind
+
+Code = grpc.StatusCode
+
+
+def locks(served: Served) -> lock_pb2_grpc.LockAsyncStub:
+    return lock_pb2_grpc.LockStub(served.channel)
+
+
+def elections(served: Served) -> election_pb2_grpc.ElectionAsyncStub:
+    return election_pb2_grpc.ElectionStub(served.channel)
+
+
+async def grant(served: Served, lease: int) -> int:
+    raw = lease_pb2.LeaseGrantRequest(ID=lease, TTL=60).SerializeToString()
+    await served.node.propose(CommandKind.LEASE_GRANT, raw, None)
+    return lease
+
+
+async def revoke(served: Served, lease: int) -> None:
+    raw = lease_pb2.LeaseRevokeRequest(ID=lease).SerializeToString()
+    await served.node.propose(CommandKind.LEASE_REVOKE, raw, None)
+
+
+def keys(served: Served, prefix: bytes) -> list[bytes]:
+    range_end = prefix[:-1] + bytes((prefix[-1] + 1,))
+    return [kv.key for kv in served.node.machine.range(kv_pb2.RangeRequest(key=prefix, range_end=range_end)).kvs]
+
+
+def lock(served: Served, name: bytes, lease: int, **options: Any) -> asyncio.Future[lock_pb2.LockResponse]:
+    return asyncio.ensure_future(_lock(served, name, lease, **options))
+
+
+async def _lock(served: Served, name: bytes, lease: int, **options: Any) -> lock_pb2.LockResponse:
+    return await locks(served).Lock(lock_pb2.LockRequest(name=name, lease=lease), **options)
+
+
+async def waiting(served: Served, name: bytes, count: int) -> None:
+    """Until so many keys are in the queue and all but the first wait."""
+    await until(lambda: len(served.services.watches) >= 2 * (count - 1))
+    assert len(keys(served, name + b"/")) == count
+
+
+@pytest.mark.parametrize("name", ["raftkv.v1.Lock", "v3lockpb.Lock"])
+async def test_a_free_lock(served: Served, name: str) -> None:
+    await grant(served, 0xABC)
+    raw = lock_pb2.LockRequest(name=b"l", lease=0xABC).SerializeToString()
+    response = lock_pb2.LockResponse.FromString(await served.raw(f"/{name}/Lock", raw))
+    assert (response.key, response.fence, response.header.revision) == (b"l/abc", 2, 2)
+    assert response.header.member_id == served.node.node_id
+    again = lock_pb2.LockResponse.FromString(await served.raw(f"/{name}/Lock", raw))  # re-entrant
+    assert (again.key, again.fence) == (b"l/abc", 2)
+    await served.raw(f"/{name}/Unlock", lock_pb2.UnlockRequest(key=response.key).SerializeToString())
+    assert keys(served, b"l/") == []
+
+
+async def test_waiters_come_in_their_order_and_fences_rise(served: Served) -> None:
+    holder = await _lock(served, b"l", await grant(served, 1))
+    waiters = []
+    for number in range(2, 6):
+        waiters.append(lock(served, b"l", await grant(served, number)))
+        await waiting(served, b"l", number)
+    fences = [holder.fence]
+    for waiter in waiters:
+        assert not any(
+            each.done() for each in waiters if each is not waiter and waiters.index(each) > waiters.index(waiter)
+        )
+        await locks(served).Unlock(lock_pb2.UnlockRequest(key=holder.key, fence=holder.fence))
+        holder = await asyncio.wait_for(waiter, 5)
+        fences.append(holder.fence)
+        assert holder.fence < holder.header.revision
+    assert fences == sorted(set(fences))
+    assert len(served.services.watches) == 0
+
+
+async def test_a_waiter_in_the_middle_whose_lease_ends_fails_at_once_and_the_queue_moves_on(served: Served) -> None:
+    holder = await _lock(served, b"l", await grant(served, 1))
+    second = lock(served, b"l", await grant(served, 2))
+    await waiting(served, b"l", 2)
+    third = lock(served, b"l", await grant(served, 3))
+    await waiting(served, b"l", 3)
+    await revoke(served, 2)
+    error = await failure(asyncio.wait_for(second, 1))
+    assert error.details() == "mutex: session is expired"
+    assert trailers(error)["raftkv-error"] == "LEASE_EXPIRED"
+    await asyncio.sleep(0.05)
+    assert not third.done(), "the one before it has gone, but the holder has not"
+    await locks(served).Unlock(lock_pb2.UnlockRequest(key=holder.key))
+    assert (await asyncio.wait_for(third, 5)).key == b"l/3"
+
+
+async def test_a_holder_whose_lease_ends_makes_room(served: Served) -> None:
+    await _lock(served, b"l", await grant(served, 1))
+    second = lock(served, b"l", await grant(served, 2))
+    await waiting(served, b"l", 2)
+    await revoke(served, 1)
+    assert (await asyncio.wait_for(second, 5)).key == b"l/2"
+
+
+async def test_an_unlock_never_removes_a_later_holder(served: Served) -> None:
+    """Row 71: a repeated unlock must not take away what the same session has acquired since."""
+    await grant(served, 1)
+    first = await _lock(served, b"l", 1)
+    await locks(served).Unlock(lock_pb2.UnlockRequest(key=first.key, fence=first.fence))
+    second = await _lock(served, b"l", 1)
+    assert (second.key, second.fence > first.fence) == (first.key, True)
+    await locks(served).Unlock(lock_pb2.UnlockRequest(key=first.key, fence=first.fence))
+    assert keys(served, b"l/") == [b"l/1"]
+    await locks(served).Unlock(lock_pb2.UnlockRequest(key=first.key))  # as etcd: whatever is there
+    await locks(served).Unlock(lock_pb2.UnlockRequest(key=first.key))
+    assert keys(served, b"l/") == []
+
+
+async def test_no_lease_and_no_such_lease(served: Served) -> None:
+    response = await _lock(served, b"l", 0)
+    (lease,) = served.node.machine.leases
+    assert response.key == b"l/%x" % lease
+    assert served.node.machine.leases[lease].ttl_ms == 60_000
+    error = await failure(_lock(served, b"l", 12345))
+    assert (error.code(), error.details()) == (Code.NOT_FOUND, "etcdserver: requested lease not found")
+    error = await failure(locks(served).Unlock(lock_pb2.UnlockRequest()))
+    assert error.details() == "etcdserver: key is not provided"
+
+
+async def test_a_caller_who_goes_takes_his_key_with_him(served: Served) -> None:
+    await _lock(served, b"l", await grant(served, 1))
+    second = lock(served, b"l", await grant(served, 2))
+    await waiting(served, b"l", 2)
+    second.cancel()
+    await until(lambda: len(served.services.watches) == 0)
+    await until(lambda: keys(served, b"l/") == [b"l/1"])
+    late = await failure(_lock(served, b"l", 2, timeout=0.3))
+    assert late.code() is Code.DEADLINE_EXCEEDED
+    await until(lambda: keys(served, b"l/") == [b"l/1"])
+
+
+async def test_a_caller_who_goes_while_his_key_is_being_made(served: Served) -> None:
+    await grant(served, 1)
+    served.node.hold()
+    call = lock(served, b"l", 1, timeout=20)
+    await until(lambda: served.node.deadlines and served.node.deadlines[-1] is not None)
+    call.cancel()
+    await asyncio.sleep(0.1)
+    served.node.release()
+    await until(lambda: [kind for kind, _ in served.node.proposed].count(CommandKind.TXN) == 2)
+    assert keys(served, b"l/") == []
+
+
+async def test_one_of_two_calls_for_the_same_key_goes(served: Served) -> None:
+    await _lock(served, b"l", await grant(served, 1))
+    await grant(served, 2)
+    calls = [lock(served, b"l", 2)]
+    await waiting(served, b"l", 2)
+    calls.append(lock(served, b"l", 2))
+    await until(lambda: len(served.services.watches) == 4)
+    calls[0].cancel()
+    await until(lambda: len(served.services.watches) == 2)
+    assert keys(served, b"l/") == [b"l/1", b"l/2"], "the other still waits for it"
+    await locks(served).Unlock(lock_pb2.UnlockRequest(key=b"l/1"))
+    assert (await asyncio.wait_for(calls[1], 5)).key == b"l/2"
+    held = lock(served, b"l", 2)  # again, and gone: what is held stays
+    held.cancel()
+    await asyncio.sleep(0.1)
+    assert keys(served, b"l/") == [b"l/2"]
+
+
+async def test_a_key_that_is_not_bound_to_the_lease_is_no_lock(served: Served) -> None:
+    await grant(served, 1)
+    await served.node.propose(CommandKind.PUT, kv_pb2.PutRequest(key=b"l/1", value=b"?").SerializeToString(), None)
+    error = await failure(_lock(served, b"l", 1))
+    assert error.details() == "mutex: session is expired"
+
+
+async def test_a_waiter_outlives_a_time_without_leader(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(candidates, "RETRY_S", 0.01)
+    await _lock(served, b"l", await grant(served, 1))
+    second = lock(served, b"l", await grant(served, 2))
+    await waiting(served, b"l", 2)
+    await revoke(served, 1)
+    served.node.fault = RequestTimeout(executed="no")  # before the waiter, woken by now, can look again
+    await asyncio.sleep(0.1)
+    assert not second.done()
+    served.node.fault = None
+    assert (await asyncio.wait_for(second, 5)).key == b"l/2"
+
+
+async def test_waiters_are_bounded_and_end_when_the_node_stops(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(candidates, "WAITERS_MAX", 1)
+    await _lock(served, b"l", await grant(served, 1))
+    second = lock(served, b"l", await grant(served, 2))
+    await waiting(served, b"l", 2)
+    assert served.services.inflight.requests == 0
+    error = await failure(_lock(served, b"l", await grant(served, 3)))
+    assert error.code() is Code.RESOURCE_EXHAUSTED
+    served.services.end_streams()
+    error = await failure(asyncio.wait_for(second, 5))
+    assert (error.code(), error.details()) == (Code.UNAVAILABLE, "etcdserver: server stopped")
+    assert keys(served, b"l/") == [b"l/1", b"l/2"], "the place is kept, for another node"
+
+
+@pytest.mark.parametrize("name", ["raftkv.v1.Election", "v3electionpb.Election"])
+async def test_an_election(served: Served, name: str) -> None:
+    async def call(method: str, request: Any) -> bytes:
+        return await served.raw(f"/{name}/{method}", request.SerializeToString())
+
+    error = await failure(call("Leader", election_pb2.LeaderRequest(name=b"e")))
+    assert error.details() == "election: no leader"
+    await grant(served, 0x1F)
+    campaign = election_pb2.CampaignRequest(name=b"e", lease=0x1F, value=b"one")
+    won = election_pb2.CampaignResponse.FromString(await call("Campaign", campaign)).leader
+    assert (won.name, won.key, won.rev, won.lease) == (b"e", b"e/1f", 2, 0x1F)
+    await call("Proclaim", election_pb2.ProclaimRequest(leader=won, value=b"two"))
+    told = election_pb2.LeaderResponse.FromString(await call("Leader", election_pb2.LeaderRequest(name=b"e")))
+    assert (told.kv.key, told.kv.value, told.kv.lease, told.header.revision) == (b"e/1f", b"two", 0x1F, 3)
+    campaign.value = b"three"  # again, with the same lease: the same key with another value
+    again = election_pb2.CampaignResponse.FromString(await call("Campaign", campaign)).leader
+    assert again == won
+    told = election_pb2.LeaderResponse.FromString(await call("Leader", election_pb2.LeaderRequest(name=b"e")))
+    assert told.kv.value == b"three"
+    await call("Resign", election_pb2.ResignRequest(leader=won))
+    await call("Resign", election_pb2.ResignRequest(leader=won))
+    error = await failure(call("Proclaim", election_pb2.ProclaimRequest(leader=won, value=b"four")))
+    assert error.details() == "election: not leader"
+    for method, request in (("Proclaim", election_pb2.ProclaimRequest()), ("Resign", election_pb2.ResignRequest())):
+        assert (await failure(call(method, request))).details() == '"leader" field must be provided'
+
+
+async def test_a_candidate_whose_lease_ends_does_not_win(served: Served) -> None:
+    """In etcd it does: a campaign does not look at its own key after it waited."""
+    first = (
+        await elections(served).Campaign(election_pb2.CampaignRequest(name=b"e", lease=await grant(served, 1)))
+    ).leader
+    second = asyncio.ensure_future(
+        _campaign(served, election_pb2.CampaignRequest(name=b"e", lease=await grant(served, 2), value=b"v"))
+    )
+    await waiting(served, b"e", 2)
+    await revoke(served, 2)
+    assert (await failure(asyncio.wait_for(second, 1))).details() == "election: not leader"
+    await elections(served).Resign(election_pb2.ResignRequest(leader=first))
+    assert keys(served, b"e/") == []
+
+
+async def _campaign(served: Served, request: election_pb2.CampaignRequest) -> election_pb2.CampaignResponse:
+    return await elections(served).Campaign(request)
+
+
+async def test_observers_see_every_leader(served: Served) -> None:
+    observed = elections(served).Observe(election_pb2.LeaderRequest(name=b"e"))
+    seen = aiter(observed)
+    following = asyncio.ensure_future(anext(seen))
+    await until(lambda: len(served.services.watches) == 1)
+    first = await _campaign(served, election_pb2.CampaignRequest(name=b"e", lease=await grant(served, 1), value=b"one"))
+    assert (await asyncio.wait_for(following, 5)).kv.value == b"one"
+    await elections(served).Proclaim(election_pb2.ProclaimRequest(leader=first.leader, value=b"one more"))
+    told = await asyncio.wait_for(anext(seen), 5)
+    assert (told.kv.value, told.header.revision) == (b"one more", told.kv.mod_revision)
+    second = asyncio.ensure_future(
+        _campaign(served, election_pb2.CampaignRequest(name=b"e", lease=await grant(served, 2), value=b"two"))
+    )
+    await waiting(served, b"e", 2)
+    await elections(served).Resign(election_pb2.ResignRequest(leader=first.leader))
+    await asyncio.wait_for(second, 5)
+    assert (await asyncio.wait_for(anext(seen), 5)).kv.value == b"two"
+    observed.cancel()
+    await until(lambda: len(served.services.watches) == 0)
+    ended = elections(served).Observe(election_pb2.LeaderRequest(name=b"e"))
+    assert (await asyncio.wait_for(anext(aiter(ended)), 5)).kv.value == b"two"
+    served.services.end_streams()
+    error = await failure(asyncio.wait_for(anext(aiter(ended)), 5))
+    assert error.details() == "etcdserver: server stopped"
