@@ -1,0 +1,215 @@
+"""Debian's etcdctl watches, locks and elects; and shares its locks with the Lock service."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import IO, Any
+
+import grpc
+import pytest
+
+from raftkv._pb import election_pb2 as election
+from raftkv._pb import lease_pb2 as lease
+from raftkv._pb import lock_pb2 as lock
+from tests.compat.clusters import Cluster, Etcdctl
+
+pytestmark = [pytest.mark.system, pytest.mark.integration]
+
+
+class Running:
+    """An etcdctl that goes on running, and the lines it has printed."""
+
+    def __init__(self, endpoints: tuple[str, ...], *arguments: str) -> None:
+        environment = {"PATH": os.environ["PATH"], "ETCDCTL_API": "3", "ETCDCTL_ENDPOINTS": ",".join(endpoints)}
+        self.process = subprocess.Popen(
+            ["etcdctl", *arguments],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self.lines: list[str] = []
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.lines.append(line.rstrip("\n"))
+
+    @property
+    def stdin(self) -> IO[str]:
+        assert self.process.stdin is not None
+        return self.process.stdin
+
+    def say(self, line: str) -> None:
+        self.stdin.write(line + "\n")
+        self.stdin.flush()
+
+    def wait(self, condition: Callable[[list[str]], object], timeout_s: float = 15.0) -> list[str]:
+        deadline = time.monotonic() + timeout_s
+        while not condition(self.lines):
+            assert time.monotonic() < deadline, self.lines
+            time.sleep(0.02)
+        return self.lines
+
+    def close(self) -> None:
+        with contextlib.suppress(BrokenPipeError):
+            self.stdin.close()
+        self.process.terminate()
+        try:
+            self.process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self._reader.join()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+
+@contextlib.contextmanager
+def running(cluster: Cluster, *arguments: str) -> Iterator[Running]:
+    """Run it against the whole cluster."""
+    process = Running(cluster.endpoints, *arguments)
+    try:
+        yield process
+    finally:
+        process.close()
+
+
+def pairs(lines: list[str], prefix: str) -> list[tuple[str, ...]]:
+    """What etcdctl prints of events: the type, the key, the value of those with a value."""
+    kept = [line for line in lines if line]
+    events: list[tuple[str, ...]] = []
+    for line in kept:
+        if line in ("PUT", "DELETE"):
+            events.append((line,))
+        elif events:
+            events[-1] += (line.removeprefix(prefix),)
+    return events
+
+
+def test_watch_a_prefix_from_a_revision(etcdctl: Etcdctl, cluster: Cluster, prefix: str) -> None:
+    first = etcdctl.json("put", f"{prefix}a", "1")["header"]["revision"]
+    etcdctl("put", f"{prefix}b", "2")
+    etcdctl("put", f"{prefix}a", "3")
+    etcdctl("del", f"{prefix}b")
+    with running(cluster, "watch", prefix, "--prefix", f"--rev={first + 1}") as watch:
+        lines = watch.wait(lambda lines: len(pairs(lines, prefix)) >= 3 and lines[-1] == "")
+        etcdctl("put", f"{prefix}later", "4")
+        lines = watch.wait(lambda lines: len(pairs(lines, prefix)) >= 4 and "4" in lines)
+    assert pairs(lines, prefix) == [("PUT", "b", "2"), ("PUT", "a", "3"), ("DELETE", "b"), ("PUT", "later", "4")]
+
+
+def test_watch_with_the_value_before(etcdctl: Etcdctl, cluster: Cluster, prefix: str) -> None:
+    first = etcdctl.json("put", f"{prefix}a", "old")["header"]["revision"]
+    etcdctl("put", f"{prefix}a", "new")
+    etcdctl("del", f"{prefix}a")
+    with running(cluster, "watch", f"{prefix}a", f"--rev={first}", "--prev-kv", "-w", "json") as watch:
+        watch.wait(lambda lines: sum(len(json.loads(line).get("Events", [])) for line in lines) >= 3)
+        events = [event for line in watch.lines for event in json.loads(line)["Events"]]
+    assert ["prev_kv" in event for event in events] == [False, True, True]
+    assert [event.get("type", 0) for event in events] == [0, 0, 1]
+    assert events[2]["prev_kv"]["mod_revision"] == events[1]["kv"]["mod_revision"]
+
+
+def test_watch_interactively(etcdctl: Etcdctl, cluster: Cluster, prefix: str) -> None:
+    with running(cluster, "watch", "-i") as watch:
+        watch.say(f"watch {prefix}a")
+        watch.say(f"watch {prefix}b --prefix")
+        time.sleep(0.5)  # it does not say when it watches
+        etcdctl("put", f"{prefix}a", "1")
+        etcdctl("put", f"{prefix}b/x", "2")
+        lines = watch.wait(lambda lines: len(pairs(lines, prefix)) >= 2 and "2" in lines)
+        watch.say("progress")
+        lines = watch.wait(lambda lines: any("progress notify" in line for line in lines))
+    assert pairs(lines, prefix)[0] == ("PUT", "a", "1")
+    assert "progress notify: 0" not in lines
+
+
+def test_watch_a_compacted_revision(etcdctl: Etcdctl, cluster: Cluster, prefix: str) -> None:
+    first = etcdctl.json("put", f"{prefix}a", "1")["header"]["revision"]
+    last = etcdctl.json("put", f"{prefix}a", "2")["header"]["revision"]
+    etcdctl("compact", str(last))
+    with running(cluster, "watch", f"{prefix}a", f"--rev={first}") as watch:
+        watch.wait(lambda lines: any("required revision has been compacted" in line for line in lines))
+        assert any(
+            "watch was canceled (etcdserver: mvcc: required revision has been compacted)" in line
+            for line in watch.lines
+        )
+
+
+def test_locks_of_etcdctl_exclude_each_other(etcdctl: Etcdctl, cluster: Cluster, prefix: str) -> None:
+    with running(cluster, "lock", f"{prefix}l") as first:
+        first.wait(lambda lines: lines)
+        assert first.lines[0].startswith(f"{prefix}l/")
+        with running(cluster, "lock", f"{prefix}l") as second:
+            time.sleep(0.5)
+            assert second.lines == []
+            first.close()
+            second.wait(lambda lines: lines)
+
+
+async def call(endpoint: str, method: str, request: Any, answer: Any, timeout_s: float = 20.0) -> Any:
+    """An RPC by its path, as any client in any language would."""
+    async with grpc.aio.insecure_channel(endpoint) as channel:
+        unary: Any = channel.unary_unary(method)
+        return answer.FromString(await unary(request.SerializeToString(), timeout=timeout_s))
+
+
+async def test_etcdctl_and_the_lock_service_exclude_each_other(etcdctl: Etcdctl, cluster: Cluster, prefix: str) -> None:
+    name = f"{prefix}l".encode()
+    granted = await call(
+        cluster.endpoints[0],
+        "/etcdserverpb.Lease/LeaseGrant",
+        lease.LeaseGrantRequest(TTL=60),
+        lease.LeaseGrantResponse,
+    )
+    request = lock.LockRequest(name=name, lease=granted.ID)
+    held = await call(cluster.endpoints[1], "/v3lockpb.Lock/Lock", request, lock.LockResponse)
+    assert held.key == name + b"/%x" % granted.ID
+    with running(cluster, "lock", name.decode()) as other:
+        await asyncio.sleep(0.5)
+        assert other.lines == []
+        unlock = lock.UnlockRequest(key=held.key)
+        await call(cluster.endpoints[2], "/v3lockpb.Lock/Unlock", unlock, lock.UnlockResponse)
+        await asyncio.to_thread(other.wait, lambda lines: lines)
+        waiter = asyncio.ensure_future(call(cluster.endpoints[0], "/v3lockpb.Lock/Lock", request, lock.LockResponse))
+        await asyncio.sleep(0.5)
+        assert not waiter.done()
+        await asyncio.to_thread(other.close)
+        again = await asyncio.wait_for(waiter, 20)
+        assert again.key == held.key
+    if cluster.kind == "raftkv":
+        assert again.fence > held.fence > 0
+
+
+async def test_etcdctl_and_the_election_service_share_elections(
+    etcdctl: Etcdctl, cluster: Cluster, prefix: str
+) -> None:
+    name = f"{prefix}e"
+    request = election.CampaignRequest(name=name.encode(), value=b"service")
+    won = await call(cluster.endpoints[0], "/v3electionpb.Election/Campaign", request, election.CampaignResponse)
+    with running(cluster, "elect", "-l", name) as observer, running(cluster, "elect", name, "ctl") as candidate:
+        await asyncio.to_thread(observer.wait, lambda lines: "service" in lines)
+        await asyncio.sleep(0.3)
+        assert "ctl" not in candidate.lines
+        resign = election.ResignRequest(leader=won.leader)
+        await call(cluster.endpoints[1], "/v3electionpb.Election/Resign", resign, election.ResignResponse)
+        await asyncio.to_thread(candidate.wait, lambda lines: "ctl" in lines)
+        await asyncio.to_thread(observer.wait, lambda lines: "ctl" in lines)
+        told = await call(
+            cluster.endpoints[2],
+            "/v3electionpb.Election/Leader",
+            election.LeaderRequest(name=name.encode()),
+            election.LeaderResponse,
+        )
+        assert told.kv.value == b"ctl"
