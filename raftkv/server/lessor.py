@@ -94,13 +94,14 @@ class _Allowance:
 class _Live:
     """One lease of which we know when it ends."""
 
-    __slots__ = ("checkpoint_at", "checkpointed", "deadline", "expiring", "grace_s", "ttl_s")
+    __slots__ = ("checkpoint_at", "checkpointed", "deadline", "expiring", "grace_s", "queued", "ttl_s")
 
     def __init__(self, record: LeaseRecord, since: float, mark: int) -> None:
         self.ttl_s = record.ttl_ms / 1000
         self.grace_s = max(GRACE_S, GRACE_SHARE * self.ttl_s)
         self.checkpointed = mark if record.remaining_ms else 0  # in the state, or on the way there: by which mark
-        self.expiring = False
+        self.expiring = False  # proposed for expiry
+        self.queued = False  # its deadline had come, and it waits for its turn to be proposed
         left_s = record.remaining_ms / 1000 or self.ttl_s
         self.deadline = since + left_s + self.grace_s
         self.checkpoint_at = self._next_checkpoint(since)
@@ -147,6 +148,7 @@ class Lessor:
         self._due_leases: deque[int] = deque()  # those whose moment has come wait in these until it is their turn
         self._due_checkpoints: deque[int] = deque()
         self._due_sessions: deque[int] = deque()
+        self._queued_sessions: set[int] = set()  # those in _due_sessions
         self._expiries = _Allowance(EXPIRIES_A_SECOND)
         self._checkpoints = _Allowance(CHECKPOINTS_A_SECOND)
         self._worked_at = 0.0
@@ -178,6 +180,7 @@ class Lessor:
         self._sessions.clear()
         for waiting in (self._due_leases, self._due_checkpoints, self._due_sessions):
             waiting.clear()
+        self._queued_sessions.clear()
 
     def applied(self, leases: Iterable[LeaseEvent], sessions: Iterable[SessionEvent]) -> None:
         """What applying has done, in order."""
@@ -246,7 +249,10 @@ class Lessor:
         self._touch_some()
         for lease in self._wakes.due(now, STEPS_MAX):
             self._wake(lease, now)
-        self._due_sessions.extend(self._sessions.due(now, STEPS_MAX))
+        for session in self._sessions.due(now, STEPS_MAX):
+            if session not in self._queued_sessions:
+                self._queued_sessions.add(session)
+                self._due_sessions.append(session)
         if now >= self._hold_until:
             self._expire(now, work, keys_of)
         self._checkpoint(now, work)
@@ -255,7 +261,9 @@ class Lessor:
     def _wake(self, lease: int, now: float) -> None:
         live = self._live[lease]
         if live.deadline <= now:
-            self._due_leases.append(lease)
+            if not live.queued:
+                live.queued = True
+                self._due_leases.append(lease)
         elif live.checkpoint_at <= now:
             self._due_checkpoints.append(lease)
             self._wakes.set(lease, live.deadline)
@@ -268,12 +276,16 @@ class Lessor:
         while self._due_leases and len(work.expired) < allowed and keys < EXPIRED_KEYS_MAX:
             lease = self._due_leases.popleft()
             live = self._live.get(lease)
-            if live is not None and live.deadline <= now:  # not renewed while it waited
+            if live is None or not live.queued:
+                continue  # gone
+            live.queued = False
+            if live.deadline <= now:  # else it was renewed while it waited
                 live.expiring = True
                 work.expired.append(lease)
                 keys += keys_of(lease)
         while self._due_sessions and len(work.expired) + len(work.ended_sessions) < allowed:
             session = self._due_sessions.popleft()
+            self._queued_sessions.discard(session)
             if session in self._ttls and session not in self._sessions:  # not used while it waited
                 work.ended_sessions.append(session)
         self._expiries.spend(len(work.expired) + len(work.ended_sessions))

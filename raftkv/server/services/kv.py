@@ -36,6 +36,9 @@ from raftkv.state.validate import check_delete, check_put, check_range, check_si
 
 SWEEP_POLL_S = 0.02
 
+_RESPONSES = (PutResponse, TxnResponse, DeleteRangeResponse, CompactionResponse)
+"""Made once: a union of classes made for each answer costs more than the rest of the way of a put in this file."""
+
 
 class KV:
     """The methods of raftkv.v1.KV, which are those of etcdserverpb.KV."""
@@ -62,9 +65,7 @@ class KV:
 
     async def range(self, raw: bytes, context: Context) -> bytes:
         """Read keys, linearizably unless the request says `serializable`."""
-        request = RangeRequest.FromString(raw)
-        check_range(request, self._limits)
-        self._quota.check_intact()
+        request = self.admit_range(raw)
         if not request.serializable:
             await self._node.read_barrier(deadline_of(context))
         return await self._reads.range(request)
@@ -85,48 +86,111 @@ class KV:
 
     async def put(self, raw: bytes, context: Context) -> bytes:
         """Write one key."""
-        request = PutRequest.FromString(raw)
-        check_size(len(raw), self._limits)
-        check_put(request, self._limits)
+        self.admit_put(raw)
         await self._quota.check_space()
-        result = await self._node.propose(CommandKind.PUT, raw, deadline_of(context))
-        return self._reply(result)
+        return self.reply(await self._node.propose(CommandKind.PUT, raw, deadline_of(context)))
 
     async def delete_range(self, raw: bytes, context: Context) -> bytes:
         """Delete keys."""
+        self.admit_delete(raw)
+        return self.reply(await self._node.propose(CommandKind.DELETE_RANGE, raw, deadline_of(context)))
+
+    async def txn(self, raw: bytes, context: Context) -> bytes:
+        """Compare, then do one of two lists of operations."""
+        request = self.admit_txn(raw)
+        if is_read_only(request):
+            return await self.read_txn(request, deadline_of(context))
+        if needs_space(request):
+            await self._quota.check_space()
+        return self.reply(await self._node.propose(CommandKind.TXN, raw, deadline_of(context)))
+
+    async def compact(self, raw: bytes, context: Context) -> bytes:
+        """Forget history; with `physical`, wait until it is gone from this node's store."""
+        self.admit_compact(raw)
+        deadline = deadline_of(context)
+        return await self.compacted(raw, await self._node.propose(CommandKind.COMPACT, raw, deadline), deadline)
+
+    # For whoever has a request of one of these methods, however it came.
+
+    def admit_range(self, raw: bytes) -> RangeRequest:
+        """Check a range.
+
+        Raises:
+            InvalidRequest, Corrupt, DecodeError
+        """
+        request = RangeRequest.FromString(raw)
+        check_range(request, self._limits)
+        self._quota.check_intact()
+        return request
+
+    def admit_put(self, raw: bytes) -> None:
+        """Check a put; whether there is room for it is another question.
+
+        Raises:
+            InvalidRequest, DecodeError
+        """
+        request = PutRequest.FromString(raw)
+        check_size(len(raw), self._limits)
+        check_put(request, self._limits)
+
+    def admit_delete(self, raw: bytes) -> None:
+        """Check a delete.
+
+        Raises:
+            InvalidRequest, Corrupt, DecodeError
+        """
         request = DeleteRangeRequest.FromString(raw)
         check_size(len(raw), self._limits)
         check_delete(request, self._limits)
         self._quota.check_intact()
-        return self._reply(await self._node.propose(CommandKind.DELETE_RANGE, raw, deadline_of(context)))
 
-    async def txn(self, raw: bytes, context: Context) -> bytes:
-        """Compare, then do one of two lists of operations."""
+    def admit_txn(self, raw: bytes) -> TxnRequest:
+        """Check a transaction; whether there is room for it is another question.
+
+        Raises:
+            InvalidRequest, InvalidField, Corrupt, DecodeError
+        """
         request = TxnRequest.FromString(raw)
         check_size(len(raw), self._limits)
         check_txn(request, self._limits)
         _check_compares(request)
-        if is_read_only(request):
-            self._quota.check_intact()
-            if not is_serializable(request):
-                await self._node.read_barrier(deadline_of(context))
-            return await self._reads.txn(request)
-        if needs_space(request):
-            await self._quota.check_space()
-        else:
-            self._quota.check_intact()
-        return self._reply(await self._node.propose(CommandKind.TXN, raw, deadline_of(context)))
+        self._quota.check_intact()
+        return request
 
-    async def compact(self, raw: bytes, context: Context) -> bytes:
-        """Forget history; with `physical`, wait until it is gone from this node's store."""
-        request = CompactionRequest.FromString(raw)
+    def admit_compact(self, raw: bytes) -> None:
+        """Check a compaction.
+
+        Raises:
+            InvalidRequest, Corrupt, DecodeError
+        """
+        CompactionRequest.FromString(raw)
         check_size(len(raw), self._limits)
         self._quota.check_intact()
-        deadline = deadline_of(context)
-        response = self._reply(await self._node.propose(CommandKind.COMPACT, raw, deadline))
-        if request.physical:
+
+    async def read_txn(self, request: TxnRequest, deadline: float | None) -> bytes:
+        """Run a transaction that only reads."""
+        if not is_serializable(request):
+            await self._node.read_barrier(deadline)
+        return await self._reads.txn(request)
+
+    async def compacted(self, raw: bytes, result: Result, deadline: float | None) -> bytes:
+        """The answer to a compaction that was applied."""
+        response = self.reply(result)
+        if CompactionRequest.FromString(raw).physical:
             await self._swept(deadline)
         return response
+
+    def reply(self, result: Result) -> bytes:
+        """The answer to a command of this service that was applied.
+
+        Raises:
+            Refused: by the data.
+        """
+        if isinstance(result, Refusal):
+            raise Refused(result)
+        assert isinstance(result, _RESPONSES), "a result of no command of KV"
+        fill_header(self._node, result.header)
+        return result.SerializeToString()
 
     async def _swept(self, deadline: float | None) -> None:
         loop = asyncio.get_running_loop()
@@ -135,13 +199,6 @@ class KV:
             if loop.time() >= limit:
                 raise RequestTimeout(TimeoutKind.APPLY, executed="unknown")
             await asyncio.sleep(SWEEP_POLL_S)
-
-    def _reply(self, result: Result) -> bytes:
-        if isinstance(result, Refusal):
-            raise Refused(result)
-        assert isinstance(result, PutResponse | TxnResponse | DeleteRangeResponse | CompactionResponse), "not of KV"
-        fill_header(self._node, result.header)
-        return result.SerializeToString()
 
 
 def _check_compares(request: TxnRequest) -> None:

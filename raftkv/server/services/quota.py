@@ -43,6 +43,18 @@ class Quota:
         Raises:
             Corrupt, NoSpace: that alarm is on, or the quota is reached (which raises the alarm).
         """
+        if self.is_reached():
+            alarm = AlarmRequest(action=AlarmRequest.ACTIVATE, memberID=self._node.node_id, alarm=NOSPACE)
+            await self._node.propose(CommandKind.ALARM, alarm.SerializeToString(), None)
+            self._look_at = 0.0  # when it was disarmed, the next write looks afresh
+            raise NoSpace
+
+    def is_reached(self) -> bool:
+        """Whether the quota is reached and nobody has said so yet; then `check_space` must.
+
+        Raises:
+            Corrupt, NoSpace: that alarm is on.
+        """
         alarms = self._node.machine.alarms
         if alarms:
             self.check_intact()
@@ -52,8 +64,4 @@ class Quota:
         if now >= self._look_at:
             self._look_at = now + LOOK_EVERY_S
             self._full = self._node.state_bytes() >= self._node.config.quota_backend_bytes
-        if self._full:
-            alarm = AlarmRequest(action=AlarmRequest.ACTIVATE, memberID=self._node.node_id, alarm=NOSPACE)
-            await self._node.propose(CommandKind.ALARM, alarm.SerializeToString(), None)
-            self._look_at = 0.0  # when it was disarmed, the next write looks afresh
-            raise NoSpace
+        return self._full

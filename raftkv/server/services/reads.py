@@ -70,6 +70,17 @@ class Reads:
         fill_header(node, response.header)
         return response.SerializeToString()
 
+    def one(self, request: RangeRequest) -> bytes:
+        """Serve a range of a single key.
+
+        Raises:
+            Refused: as `range`.
+        """
+        node = self._node
+        response = node.machine.range(request)
+        fill_header(node, response.header)
+        return response.SerializeToString()
+
     async def txn(self, request: TxnRequest) -> bytes:
         """Serve a transaction that only reads.
 

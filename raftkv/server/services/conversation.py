@@ -1,0 +1,300 @@
+"""One session stream: requests in, futures and tasks under way, answers out, all of it bounded.
+
+    read -> accept each request -> under way -> finished -> written
+              ^                                                |
+              +---- no room: the stream is not read <---- room +
+
+A request takes its room until its answer is written, so a client that does not read its answers is not read itself.
+What finished while one message was being written leaves as the next one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import Any
+
+from raftkv._pb import session_pb2 as pb
+from raftkv._pb.kv_pb2 import RangeRequest
+from raftkv.server.errors import InvalidField, Stopping
+from raftkv.server.grpc_errors import RETRY_AFTER_TRAILER, answer_to
+from raftkv.server.limits import Inflight
+from raftkv.server.services.contract import Node
+from raftkv.server.services.reads import Reads
+from raftkv.server.services.registry import Stream
+from raftkv.state.store import StoreDamaged
+from raftkv.storage.errors import NodeFatal
+
+REQUESTS_MAX = 4_096
+BYTES_MAX = 64 << 20
+"""Of requests and answers of one stream."""
+MESSAGE_BYTES_MAX = 1 << 20
+"""A message of answers is cut here; one answer may be larger."""
+ANSWERS_BYTES_MAX = 16 << 20
+"""While so much waits to be written, no further reads are carried out: their answers may be large."""
+LONG_READS_MAX = 16
+REQUESTS_AT_ONCE = 256
+"""Then others get their turn of the loop."""
+
+MUTATIONS = frozenset(
+    (
+        pb.SESSION_METHOD_PUT,
+        pb.SESSION_METHOD_DELETE_RANGE,
+        pb.SESSION_METHOD_TXN,
+        pb.SESSION_METHOD_COMPACT,
+        pb.SESSION_METHOD_LEASE_GRANT,
+        pb.SESSION_METHOD_LEASE_REVOKE,
+        pb.SESSION_METHOD_OPEN,
+        pb.SESSION_METHOD_CLOSE,
+    )
+)
+
+
+class _Request:
+    """One request under way."""
+
+    __slots__ = ("future", "method", "reply", "size")
+
+    def __init__(self, method: pb.SessionMethod.ValueType, size: int) -> None:
+        self.method = method
+        self.size = size
+        self.future: asyncio.Future[Any] | None = None
+        self.reply: Callable[[Any], bytes] = bytes
+
+
+class Conversation:
+    """See the module. `accept` begins a request: it calls `wait`, `run` or `read`, or raises what is wrong with it."""
+
+    def __init__(
+        self,
+        node: Node,
+        reads: Reads,
+        inflight: Inflight,
+        stream: Stream,
+        accept: Callable[[Conversation, pb.SessionRequest], None],
+    ) -> None:
+        self._node = node
+        self._reads = reads
+        self._inflight = inflight
+        self._stream = stream
+        self._accept = accept
+        self._under_way: dict[int, _Request] = {}
+        self._out: deque[pb.SessionResponse] = deque()
+        self._out_bytes = 0
+        self._count = 0  # requests whose answer is not written yet
+        self._bytes = 0  # of those, and of the answers in _out
+        self._ready: deque[tuple[int, RangeRequest]] = deque()  # reads that may be carried out
+        self._long_reads = 0
+        self._wake = asyncio.Event()  # for the writer
+        self._room = asyncio.Event()  # for the reader
+        self._ending = False
+        self._tasks: asyncio.TaskGroup
+
+    async def run_to_end(self) -> None:
+        """Serve the stream until the client sends no more, and everything is answered.
+
+        Raises:
+            Stopping: the node stops; everything is answered.
+        """
+        stopping: Stopping | None = None
+        try:
+            async with asyncio.TaskGroup() as self._tasks:
+                self._tasks.create_task(self._write())
+                try:
+                    while (raw := await self._stream.read()) is not None:
+                        await self._take(pb.SessionRequests.FromString(raw))
+                except Stopping as fault:
+                    stopping = fault
+                self._ending = True
+                self._wake.set()
+        finally:
+            for each in list(self._under_way):
+                self._drop(each)
+        if stopping is not None:
+            raise stopping
+
+    # What `accept` does with a request.
+
+    def wait(self, each: int, future: asyncio.Future[Any], reply: Callable[[Any], bytes]) -> None:
+        """The answer is made by `reply` from what the node's future gives."""
+        request = self._under_way[each]
+        request.future = future
+        request.reply = reply
+        future.add_done_callback(partial(self._finished, each))
+
+    def run(self, each: int, call: Coroutine[Any, Any, bytes]) -> None:
+        """The answer is what a coroutine returns."""
+        task = self._under_way[each].future = self._tasks.create_task(self._run(each, call))
+        task.add_done_callback(lambda _: call.close())  # for one that was cancelled before it began
+
+    def read(self, each: int, request: RangeRequest, deadline: float | None) -> None:
+        """The answer is a range, read when a read index is known, unless it does not want one."""
+        if request.serializable:
+            self._make_ready(each, request)
+            return
+        future = self._under_way[each].future = self._node.submit_read(deadline)
+        future.add_done_callback(partial(self._confirmed, each, request))
+
+    # Requests.
+
+    async def _take(self, batch: pb.SessionRequests) -> None:
+        for number, request in enumerate(batch.requests, 1):
+            while self._count >= REQUESTS_MAX or self._bytes >= BYTES_MAX:
+                self._room.clear()
+                await self._room.wait()
+            self._begin(request)
+            if number % REQUESTS_AT_ONCE == 0:
+                await asyncio.sleep(0)
+        for each in batch.cancelled:
+            self._drop(each)
+
+    def _begin(self, request: pb.SessionRequest) -> None:
+        each = request.id
+        if each in self._under_way:
+            raise InvalidField("requests.id", f"{each} is under way already")
+        method, size = request.method, len(request.payload)
+        self._count += 1
+        try:
+            self._inflight.enter(size)
+        except Exception as fault:  # noqa: BLE001 - an answer like any other
+            self._fail(each, method, fault)
+            return
+        self._bytes += size
+        self._under_way[each] = _Request(method, size)
+        try:
+            self._accept(self, request)
+        except Exception as fault:  # noqa: BLE001 - as in the registry: a status, whatever it is
+            self._end(each)
+            self._fail(each, method, fault)
+
+    def _drop(self, each: int) -> None:
+        """Nobody waits for its answer."""
+        if each in self._under_way:
+            request = self._end(each)
+            self._count -= 1
+            self._room.set()
+            if isinstance(request.future, asyncio.Task):
+                request.future.cancel()
+            elif request.future is not None:
+                self._node.abandon(request.future)
+
+    def _end(self, each: int) -> _Request:
+        request = self._under_way.pop(each)
+        self._bytes -= request.size
+        self._inflight.leave(request.size)
+        return request
+
+    def _finished(self, each: int, future: asyncio.Future[Any]) -> None:
+        if each not in self._under_way or future.cancelled():
+            return
+        request = self._end(each)
+        try:
+            payload = request.reply(future.result())
+        except Exception as fault:  # noqa: BLE001 - as above
+            self._fail(each, request.method, fault)
+        else:
+            self._answer(each, payload)
+
+    async def _run(self, each: int, call: Coroutine[Any, Any, bytes]) -> None:
+        try:
+            payload = await call
+        except Exception as fault:  # noqa: BLE001 - as above
+            self._fail(each, self._end(each).method, fault)
+        else:
+            self._end(each)
+            self._answer(each, payload)
+
+    # Reads.
+
+    def _confirmed(self, each: int, request: RangeRequest, future: asyncio.Future[object]) -> None:
+        if each not in self._under_way or future.cancelled():
+            return
+        fault = future.exception()
+        if fault is None:
+            self._make_ready(each, request)
+        else:
+            assert isinstance(fault, Exception), "a base exception"
+            self._fail(each, self._end(each).method, fault)
+
+    def _make_ready(self, each: int, request: RangeRequest) -> None:
+        self._ready.append((each, request))
+        self._carry_out()
+
+    def _carry_out(self) -> None:
+        while self._ready and self._out_bytes < ANSWERS_BYTES_MAX and self._long_reads < LONG_READS_MAX:
+            each, request = self._ready.popleft()
+            if each not in self._under_way:
+                continue
+            if request.range_end:
+                self._long_reads += 1
+                self.run(each, self._read_long(request))
+                continue
+            ended = self._end(each)
+            try:
+                payload = self._reads.one(request)
+            except Exception as fault:  # noqa: BLE001 - as above
+                self._fail(each, ended.method, fault)
+            else:
+                self._answer(each, payload)
+
+    async def _read_long(self, request: RangeRequest) -> bytes:
+        try:
+            return await self._reads.range(request)
+        finally:
+            self._long_reads -= 1
+            self._wake.set()
+
+    # Answers.
+
+    def _answer(self, each: int, payload: bytes) -> None:
+        self._put_out(pb.SessionResponse(id=each, payload=payload), len(payload))
+
+    def _fail(self, each: int, method: pb.SessionMethod.ValueType, fault: Exception) -> None:
+        if isinstance(fault, NodeFatal | StoreDamaged):
+            self._node.fatal(fault)
+        name = pb.SessionMethod.Name(method) if method in pb.SessionMethod.values() else str(method)
+        answer = answer_to(fault, method=name, mutates=method in MUTATIONS)
+        more = dict(answer.more)
+        error = pb.SessionError(
+            code=answer.code.value[0],
+            message=answer.text,
+            reason=answer.name,
+            executed=answer.executed,
+            retry_after_ms=int(more.pop(RETRY_AFTER_TRAILER, 0)),
+            more=more,
+        )
+        self._put_out(pb.SessionResponse(id=each, error=error), len(answer.text))
+
+    def _put_out(self, response: pb.SessionResponse, size: int) -> None:
+        self._out.append(response)
+        self._out_bytes += size
+        self._bytes += size
+        self._wake.set()
+
+    async def _write(self) -> None:
+        while True:
+            self._carry_out()
+            while not self._out:
+                if self._ending and not self._under_way:
+                    return
+                self._wake.clear()
+                await self._wake.wait()
+                self._carry_out()
+            message = self._next_message()
+            await self._stream.write(message)
+
+    def _next_message(self) -> bytes:
+        responses: list[pb.SessionResponse] = []
+        size = 0
+        out = self._out
+        while out and size < MESSAGE_BYTES_MAX:
+            response = out.popleft()
+            size += len(response.payload) or len(response.error.message)
+            responses.append(response)
+        self._out_bytes -= size
+        self._bytes -= size
+        self._count -= len(responses)
+        self._room.set()
+        return pb.SessionResponses(responses=responses).SerializeToString()
