@@ -28,7 +28,7 @@ from raftkv._pb.state_pb2 import (
 from raftkv.state.commands import CommandKind
 
 T = TypeVar("T")
-LEASES = (1, 2, 3, 2**63 - 1)
+LEASES = (1, 2, 2**63 - 1)
 KEYS = (b"a", b"b", b"c", b"ab", b"a\0", b"a\0\xff", b"a\0\1", b"\0", b"\0\0", b"\xff", b"\xff\xff", b"b\xff")
 ENDS = (b"", b"", b"\0", b"b", b"c", b"a\0\0", b"\xff", b"a", b"d")
 VALUES = (b"", b"1", b"2", b"10", b"\xff\0", b"x" * 300)
@@ -68,9 +68,10 @@ class Ops:
         """
         choose = self.choose
         self.leases = (0, 0, 0, *LEASES)
-        kind = choose.pick(
-            ("plain", "plain", "plain", "guarded", "lease", "lease", "leader", "session", "call", "call")
-        )
+        kinds = ("plain", "plain", "leased", "leased", "guarded", "lease", "leader", "session", "call", "call")
+        kind = choose.pick(kinds)
+        if kind == "leased":
+            return PutRequest(key=choose.pick(KEYS), value=choose.pick(VALUES), lease=choose.pick((0, *LEASES)))
         if kind == "guarded":
             return self.guarded()
         if kind == "lease":
@@ -85,13 +86,15 @@ class Ops:
         choose = self.choose
         request = getattr(self, choose.pick(("put", "delete", "txn")))()
         for _ in range(choose.pick((1, 1, 2))):
-            request.guards.append(Guard(key=choose.pick(KEYS[:3]), token=choose.number(1, self.revision)))
+            request.guards.append(
+                Guard(key=choose.pick(KEYS[:3]), token=choose.number(self.revision - 9, self.revision))
+            )
         return request
 
     def lease(self) -> Any:
         choose = self.choose
         lease = choose.pick(LEASES)
-        if choose.chance(65):
+        if choose.chance(80):
             return LeaseGrantRequest(ID=lease, TTL=choose.number(-1, 9), ttl_ms=choose.pick((0, 0, 2500)))
         return LeaseRevokeRequest(ID=lease)
 
