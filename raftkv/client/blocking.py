@@ -20,6 +20,7 @@ from typing import Any, Final, Self, TypeAlias, TypeVar
 
 import grpc.aio
 
+from raftkv.client.blocking_coordination import BlockingCoordination
 from raftkv.client.breaker import BreakerConfig
 from raftkv.client.client import (
     DEFAULT_BREAKER,
@@ -53,7 +54,7 @@ from raftkv.client.results import (
 )
 from raftkv.client.retry import Retry
 from raftkv.client.routing import Purpose
-from raftkv.client.txn import Branches, TxnBuilder
+from raftkv.client.txn import Branches, Guard, TxnBuilder
 
 T = TypeVar("T")
 EXIT_TIMEOUT_S: Final = 2.0
@@ -231,12 +232,14 @@ class BlockingMaintenance:
         return self._call(self._twin.save_snapshot(path, endpoint=endpoint, timeout=timeout))
 
 
-class Client:
+class Client(BlockingCoordination):
     """A client of a raftkv (or etcd) cluster that blocks; safe to be used from many threads at once.
 
     Arguments, methods, results and errors are those of `AsyncClient`. Callbacks (`event_hooks`, `state.on_change`) run
     in raftkv's own thread and must not use a blocking client.
     """
+
+    _call: _Handover
 
     def __init__(
         self,
@@ -417,6 +420,7 @@ class Client:
         if_absent: bool = False,
         ignore_value: bool = False,
         ignore_lease: bool = False,
+        guards: Sequence[Guard] = (),
         timeout: TimeoutArg = DEFAULT,
     ) -> PutResult:
         """As `AsyncClient.put`."""
@@ -430,6 +434,7 @@ class Client:
                 if_absent=if_absent,
                 ignore_value=ignore_value,
                 ignore_lease=ignore_lease,
+                guards=guards,
                 timeout=timeout,
             )
         )
@@ -442,20 +447,23 @@ class Client:
         prefix: bool = False,
         prev: bool = False,
         if_revision: int | None = None,
+        guards: Sequence[Guard] = (),
         timeout: TimeoutArg = DEFAULT,
     ) -> DeleteResult:
         """As `AsyncClient.delete`."""
         return self._call(
-            self._twin.delete(key, end, prefix=prefix, prev=prev, if_revision=if_revision, timeout=timeout)
+            self._twin.delete(
+                key, end, prefix=prefix, prev=prev, if_revision=if_revision, guards=guards, timeout=timeout
+            )
         )
 
-    def txn(self) -> BlockingTxn:
+    def txn(self, *, guards: Sequence[Guard] = ()) -> BlockingTxn:
         """As `AsyncClient.txn`; `commit()` returns the result itself."""
-        send: Callable[[Branches, TimeoutArg], TxnResult] = self._commit
-        return TxnBuilder(send)
 
-    def _commit(self, branches: Branches, timeout: TimeoutArg) -> TxnResult:
-        return self._call(self._twin.commit(branches, timeout=timeout))
+        def send(branches: Branches, timeout: TimeoutArg) -> TxnResult:
+            return self._call(self._twin.commit(branches, guards=guards, timeout=timeout))
+
+        return TxnBuilder(send)
 
     def update(
         self,

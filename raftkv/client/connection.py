@@ -17,7 +17,7 @@ import grpc.aio
 from raftkv.client import health
 from raftkv.client.breaker import Breaker, BreakerConfig, BreakerState
 from raftkv.client.health import Health
-from raftkv.client.methods import Method, RequestT, ResponseT
+from raftkv.client.methods import Method, RequestT, ResponseT, StreamedT, StreamMethod
 
 READY: Final = grpc.ChannelConnectivity.READY
 
@@ -50,6 +50,7 @@ class Connection:
     """One endpoint of a client."""
 
     __slots__ = (
+        "_bidis",
         "_calls",
         "_get_state",
         "_streams",
@@ -66,6 +67,7 @@ class Connection:
         "is_learner",
         "member_id",
         "open_streams",
+        "pipeline_busy",
         "suspect",
     )
 
@@ -86,6 +88,7 @@ class Connection:
         )
         self._get_state = self.channel.get_state
         self._calls: dict[Method[Any, Any], UnaryCall] = {}
+        self._bidis: dict[StreamMethod[Any, Any], UnaryCall] = {}
         self._streams: dict[Method[Any, Any], UnaryCall] = {}
         self.breaker: Final = Breaker(breaker, clock, lambda state: on_breaker(self, state))
         self.health = Health.UNKNOWN
@@ -96,6 +99,7 @@ class Connection:
         self.answers = 0  # calls that were answered, ever
         self.is_learner = False  # no vote; refuses most requests
         self.open_streams: set[AnyStream] = set()
+        self.pipeline_busy = False  # the pipeline waits for an answer, counted once in `inflight`
         self.member_id = 0  # 0: not known yet
         self.health_watch: Final[UnaryCall] = self.channel.unary_stream(
             health.WATCH_PATH, request_serializer=health.encode_request, response_deserializer=health.decode_response
@@ -133,15 +137,15 @@ class Connection:
         return call
 
     def open_stream(
-        self, method: Method[RequestT, ResponseT], metadata: Sequence[tuple[str, str]] = ()
-    ) -> grpc.aio.StreamStreamCall[RequestT, ResponseT]:
+        self, method: StreamMethod[RequestT, StreamedT], metadata: Sequence[tuple[str, str]] = ()
+    ) -> grpc.aio.StreamStreamCall[RequestT, StreamedT]:
         """Begin a stream both ways; `close_stream` must follow. It ends when the node turns out to be silent."""
-        multicallable = self._streams.get(method)
+        multicallable = self._bidis.get(method)
         if multicallable is None:
-            multicallable = self._streams[method] = self.channel.stream_stream(
+            multicallable = self._bidis[method] = self.channel.stream_stream(
                 method.path, request_serializer=method.serialize, response_deserializer=method.parse
             )
-        call: grpc.aio.StreamStreamCall[RequestT, ResponseT] = multicallable(metadata=tuple(metadata))
+        call: grpc.aio.StreamStreamCall[RequestT, StreamedT] = multicallable(metadata=tuple(metadata))
         self.open_streams.add(call)
         return call
 

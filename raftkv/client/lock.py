@@ -11,6 +11,7 @@ and then sleeps may still act too late: what must not happen twice carries `guar
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -94,6 +95,10 @@ class Lock:
     def guard(self) -> Guard:
         """For `guards=[...]` of a write, which then does nothing once this lock is lost. Raises LockLost if it is."""
         return self._present().guard()
+
+    def when_lost(self, callback: Callable[[], None]) -> None:
+        """Call `callback` in the event loop when this acquisition is lost; at once where it is lost already."""
+        self._present().when_lost(callback)
 
     def _present(self) -> Contender:
         if self._contender is None:

@@ -12,7 +12,7 @@ from typing import Final, Generic, Protocol, TypeVar
 
 from google.protobuf.message import Message
 
-from raftkv._pb import cluster_pb2, common_pb2, kv_pb2, lease_pb2, maintenance_pb2, watch_pb2
+from raftkv._pb import cluster_pb2, common_pb2, kv_pb2, lease_pb2, maintenance_pb2, session_pb2, watch_pb2
 
 
 class Answer(Protocol):
@@ -24,6 +24,7 @@ class Answer(Protocol):
 
 
 RequestT = TypeVar("RequestT", bound=Message)
+StreamedT = TypeVar("StreamedT", bound=Message)
 ResponseT = TypeVar("ResponseT", bound=Answer)
 
 
@@ -39,6 +40,15 @@ class Method(Generic[RequestT, ResponseT]):
     def name(self) -> str:
         """`Put` of `/etcdserverpb.KV/Put`."""
         return self.path.rpartition("/")[2]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StreamMethod(Generic[RequestT, StreamedT]):
+    """One RPC with streams both ways."""
+
+    path: str
+    serialize: Callable[[RequestT], bytes]
+    parse: Callable[[bytes], StreamedT]
 
 
 def _kv(name: str) -> str:
@@ -97,7 +107,7 @@ LEASE_GRANT: Final = Method(
 LEASE_REVOKE: Final = Method(
     _lease("LeaseRevoke"), lease_pb2.LeaseRevokeRequest.SerializeToString, lease_pb2.LeaseRevokeResponse.FromString
 )
-LEASE_KEEP_ALIVE: Final[Method[lease_pb2.LeaseKeepAliveRequest, lease_pb2.LeaseKeepAliveResponse]] = Method(
+LEASE_KEEP_ALIVE: Final[StreamMethod[lease_pb2.LeaseKeepAliveRequest, lease_pb2.LeaseKeepAliveResponse]] = StreamMethod(
     _lease("LeaseKeepAlive"),
     lease_pb2.LeaseKeepAliveRequest.SerializeToString,
     lease_pb2.LeaseKeepAliveResponse.FromString,
@@ -110,6 +120,11 @@ LEASE_TIME_TO_LIVE: Final = Method(
 LEASE_LEASES: Final = Method(
     _lease("LeaseLeases"), lease_pb2.LeaseLeasesRequest.SerializeToString, lease_pb2.LeaseLeasesResponse.FromString
 )
-WATCH: Final[Method[watch_pb2.WatchRequest, watch_pb2.WatchResponse]] = Method(
+WATCH: Final[StreamMethod[watch_pb2.WatchRequest, watch_pb2.WatchResponse]] = StreamMethod(
     "/etcdserverpb.Watch/Watch", watch_pb2.WatchRequest.SerializeToString, watch_pb2.WatchResponse.FromString
+)
+SESSION_STREAM: Final[StreamMethod[session_pb2.SessionRequests, session_pb2.SessionResponses]] = StreamMethod(
+    "/raftkv.v1.Session/Stream",
+    session_pb2.SessionRequests.SerializeToString,
+    session_pb2.SessionResponses.FromString,
 )

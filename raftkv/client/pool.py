@@ -15,7 +15,7 @@ import enum
 import logging
 import os
 import random
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -116,6 +116,7 @@ class Pool:
         self._pid = 0  # of the process that opened it
         self.is_raftkv = False  # known from the first answer that names the leader: etcd's never do
         self.parts: dict[str, Any] = {}  # what there is once a client, by name: the lease keeper, the pipeline
+        self.closers: list[Callable[[], Awaitable[None]]] = []  # what to do before everything ends
         self._group: asyncio.TaskGroup | None = None
         self._to_spawn: list[tuple[Coroutine[Any, Any, None], str, asyncio.Future[None]]] = []
         self._main: asyncio.Task[None] | None = None
@@ -247,6 +248,8 @@ class Pool:
         if self.loop is not asyncio.get_running_loop():
             self.closed = False
             raise ConfigError("event loop", "close a client in the event loop it was used in")
+        for closer in self.closers:
+            await closer()
         self._wake_waiters()
         if self._main is not None:
             self._main.cancel()

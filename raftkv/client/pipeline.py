@@ -1,0 +1,534 @@
+"""The mutations of one client over one stream: whatever concurrent calls there are leave as one message.
+
+    call --queue--> numbered in a session, sent --answer--> the caller
+                        ^          |
+                        +----------+  the stream broke, no leader, ...: the same number again, perhaps elsewhere
+
+Because each mutation keeps its (session, number), repeating it is harmless: callers do not see leader changes, broken
+connections or dead nodes, and `OutcomeUnknown` is left for an expired session and for time that ran out. A server
+without the service (etcd, raftkv before 0.2) answers UNIMPLEMENTED to the first stream; from then on calls are unary.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import TYPE_CHECKING, Any, Final
+
+import grpc
+import grpc.aio
+
+from raftkv._pb import session_pb2, state_pb2
+from raftkv.client.connection import Connection
+from raftkv.client.errors import Closed, DeadlineExceeded, OutcomeUnknown, RaftkvError
+from raftkv.client.events import AttemptFailed
+from raftkv.client.faults import (
+    ERROR_TRAILER,
+    EXECUTED_TRAILER,
+    RETRY_AFTER_TRAILER,
+    Fault,
+    FaultKind,
+    error_of,
+    outcome_unknown,
+    understand,
+)
+from raftkv.client.health import Health
+from raftkv.client.methods import (
+    COMPACT,
+    DELETE_RANGE,
+    LEASE_GRANT,
+    LEASE_REVOKE,
+    PUT,
+    SESSION_STREAM,
+    TXN,
+    Method,
+    RequestT,
+    ResponseT,
+)
+from raftkv.client.options import Timeout
+from raftkv.client.retry import Retry, backoff_s
+from raftkv.client.routing import Purpose
+from raftkv.client.session import TTL_MS, ServerSession
+
+if TYPE_CHECKING:
+    from raftkv.client.pool import Pool
+
+METHODS: Final[dict[Method[Any, Any], session_pb2.SessionMethod.ValueType]] = {
+    PUT: session_pb2.SESSION_METHOD_PUT,
+    DELETE_RANGE: session_pb2.SESSION_METHOD_DELETE_RANGE,
+    TXN: session_pb2.SESSION_METHOD_TXN,
+    COMPACT: session_pb2.SESSION_METHOD_COMPACT,
+    LEASE_GRANT: session_pb2.SESSION_METHOD_LEASE_GRANT,
+    LEASE_REVOKE: session_pb2.SESSION_METHOD_LEASE_REVOKE,
+}
+CALLS_MAX: Final = 10_000  # queued and under way; further callers wait for their turn
+BATCH_CALLS_MAX: Final = 256
+BATCH_BYTES_MAX: Final = 512 << 10
+UNARY_BYTES: Final = 512 << 10  # larger requests go alone, or they would hold up the small ones
+SESSIONS_MAX: Final = 8  # each lets 64 mutations be under way
+OPEN_TIMEOUT_MS: Final = 5_000
+CLOSE_S: Final = 0.25
+
+_Stream = grpc.aio.StreamStreamCall[session_pb2.SessionRequests, session_pb2.SessionResponses]
+_CODES: Final[dict[int, grpc.StatusCode]] = {code.value[0]: code for code in grpc.StatusCode}
+
+
+class Unsupported(Exception):
+    """The servers have no such stream: make the call another way. Nothing was done."""
+
+
+class _Call:
+    """One mutation of one caller."""
+
+    __slots__ = (
+        "attempts", "deadline", "fault", "future", "id", "method", "payload", "perhaps_done", "retry", "sent",
+        "seq", "session", "timer", "waits",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        method: Method[Any, Any],
+        payload: bytes,
+        deadline: float | None,
+        retry: Retry,
+        future: asyncio.Future[bytes],
+    ) -> None:
+        self.method = method
+        self.payload = payload
+        self.deadline = deadline
+        self.retry = retry
+        self.future = future
+        self.id = 0
+        self.session: ServerSession | None = None
+        self.seq = 0
+        self.sent = False  # on the stream that is open now, and not answered
+        self.perhaps_done = False  # an earlier attempt ended without an answer
+        self.attempts = 0
+        self.waits = 0
+        self.fault: Fault | None = None  # of the last attempt
+        self.timer: asyncio.TimerHandle | None = None
+
+
+class Pipeline:
+    """Of one client and its clones."""
+
+    def __init__(self, pool: Pool) -> None:
+        assert pool.loop is not None
+        self._pool = pool
+        self._loop = pool.loop
+        self._room = asyncio.Semaphore(CALLS_MAX)
+        self._queue: deque[_Call] = deque()  # not yet numbered, or to be sent again
+        self._under_way: dict[int, _Call] = {}  # sent over the stream that is open now, by id
+        self._sessions: list[ServerSession] = []
+        self._opening: set[int] = set()  # ids of the requests that open a session
+        self._cancelled: list[int] = []
+        self._next_id = 1
+        self._wake = asyncio.Event()
+        self._started = False
+        self._ever_served = False
+        self._stream: _Stream | None = None
+        self._connection: Connection | None = None
+        self.unsupported = False
+
+    async def call(
+        self, method: Method[RequestT, ResponseT], payload: bytes, timeout: Timeout, retry: Retry
+    ) -> ResponseT:
+        """Have one mutation done, exactly once.
+
+        Raises:
+            Unsupported: make a unary call instead.
+            OutcomeUnknown: its time ran out under way, or its session expired.
+            RaftkvError: as any call.
+        """
+        pool = self._pool
+        pool.calls += 1
+        deadline = None if timeout.total is None else self._loop.time() + timeout.total
+        call = _Call(method, payload, deadline, retry, self._loop.create_future())
+        if deadline is not None:
+            call.timer = self._loop.call_at(deadline, self._time_is_up, call)
+        try:
+            if self._room.locked():
+                await self._wait_for_room(deadline)
+            else:
+                await self._room.acquire()
+            try:
+                self._start()
+                self._queue.append(call)
+                self._wake.set()
+                return method.parse(await call.future)
+            finally:
+                self._room.release()
+        except RaftkvError as error:
+            pool.failures += 1
+            if isinstance(error, OutcomeUnknown):
+                pool.outcomes_unknown += 1
+            raise
+        except asyncio.CancelledError:
+            self._drop(call)
+            raise
+        finally:
+            if call.timer is not None:
+                call.timer.cancel()
+
+    async def _wait_for_room(self, deadline: float | None) -> None:
+        try:
+            async with asyncio.timeout_at(deadline):
+                await self._room.acquire()
+        except TimeoutError:
+            raise DeadlineExceeded("too many calls of this client are under way", code="CLIENT_BUSY") from None
+
+    def _start(self) -> None:
+        if not self._started:
+            self._started = True
+            self._pool.spawn(self._run(), "pipeline")
+
+    # --- one call's end ---------------------------------------------------------------------------------------------
+
+    def _time_is_up(self, call: _Call) -> None:
+        if call.future.done():
+            return
+        endpoint = self._connection.endpoint if self._connection is not None and call.attempts else None
+        fault = call.fault
+        if fault is None:
+            fault = Fault(FaultKind.SILENT, "DEADLINE_EXCEEDED", "no answer arrived in time", not call.sent)
+        if call.sent or call.perhaps_done:
+            error: RaftkvError = outcome_unknown(fault, endpoint=endpoint, attempts=call.attempts)
+        elif not call.attempts and self._connection is None:
+            error = DeadlineExceeded(
+                f"no endpoint could be reached: {', '.join(self._pool.endpoints)}", code="UNREACHABLE"
+            )
+        else:
+            if fault.kind is FaultKind.SILENT and self._pool.nobody_serves():
+                fault = Fault(FaultKind.NO_LEADER, "NO_LEADER", "no node can serve: the cluster has no quorum", True)
+            error = error_of(fault, endpoint=endpoint, attempts=call.attempts, time_is_up=True)
+        call.future.set_exception(error)
+        self._drop(call)
+
+    def _drop(self, call: _Call) -> None:
+        """Nobody waits for it any more: it is not sent, or the node is told."""
+        if call.sent:
+            self._cancelled.append(call.id)
+            self._under_way.pop(call.id, None)
+            call.sent = False
+            self._wake.set()
+            self._count_under_way()
+        self._complete(call)
+        if not call.future.done():
+            call.future.cancel()
+
+    def _complete(self, call: _Call) -> None:
+        if call.session is not None:
+            call.session.complete(call.seq)
+
+    def _fail(self, call: _Call, error: BaseException) -> None:
+        self._complete(call)
+        if not call.future.done():
+            call.future.set_exception(error)
+
+    def _end_all(self, error: Exception) -> None:
+        calls = [*self._under_way.values(), *self._queue]
+        self._under_way.clear()
+        self._queue.clear()
+        for call in calls:
+            self._fail(call, error)
+
+    # --- the stream -------------------------------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        waits = 0
+        try:
+            while not self.unsupported:
+                while not self._queue:
+                    self._wake.clear()
+                    await self._wake.wait()
+                try:
+                    connection = await self._pick()
+                except RaftkvError as error:
+                    self._end_all(error)
+                    continue
+                answered = await self._serve(connection)
+                waits = 0 if answered else waits + 1
+                if waits > 1:
+                    await asyncio.sleep(backoff_s(Retry(), waits, self._pool.random.random()))
+            self._end_all(Unsupported())
+        finally:
+            closed = Closed("the client was closed during the call; whether this write was done is not known")
+            self._end_all(self._pool_failure() or closed)
+
+    def _pool_failure(self) -> Exception | None:
+        return Unsupported() if self.unsupported else None
+
+    async def _pick(self) -> Connection:
+        while True:
+            connection = self._pool.router.pick(Purpose.WRITE)
+            if connection is not None:
+                return connection
+            await self._pool.wait_ready(None)
+
+    async def _serve(self, connection: Connection) -> bool:
+        """Send and receive over a stream to this node until it ends. Whether it answered anything."""
+        pool = self._pool
+        epoch = connection.breaker.epoch
+        answers = connection.answers
+        call: _Stream = connection.open_stream(SESSION_STREAM)
+        self._stream, self._connection = call, connection
+        error: grpc.aio.AioRpcError | None = None
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._send(call))
+                await self._receive(connection, call, epoch)
+        except* grpc.aio.AioRpcError as errors:
+            error = next((e for e in errors.exceptions if isinstance(e, grpc.aio.AioRpcError)), None)
+        except* (EOFError, asyncio.InvalidStateError):
+            pass
+        finally:
+            self._stream = None
+            connection.close_stream(call)
+            connection.breaker.released(epoch)
+            self._opening.clear()
+            self._cancelled.clear()
+            self._take_back()
+        if error is not None:
+            self._understand_end(connection, epoch, error)
+        return connection.answers > answers and not pool.closed
+
+    def _understand_end(self, connection: Connection, epoch: int, error: grpc.aio.AioRpcError) -> None:
+        if error.code() is grpc.StatusCode.UNIMPLEMENTED and not self._ever_served:
+            self.unsupported = True
+            return
+        fault = understand(error.code(), error.details() or "", error.trailing_metadata())
+        if fault.kind.blames_endpoint:
+            self._pool.unanswered(connection, epoch, silent=False)
+        elif fault.kind is FaultKind.STOPPING:
+            self._pool.set_health(connection, Health.NOT_SERVING)
+        elif fault.kind is FaultKind.LEARNER:
+            connection.is_learner = True
+            self._pool.router.forget_choices()
+        for call in self._queue:
+            call.fault = fault
+
+    def _take_back(self) -> None:
+        """The stream is gone: what was sent over it goes out again, first and in its order."""
+        for call in reversed(self._under_way.values()):
+            call.sent = False
+            call.perhaps_done = True
+            self._pool.retries += 1
+            self._queue.appendleft(call)
+        self._under_way.clear()
+        self._count_under_way()
+
+    def _count_under_way(self) -> None:
+        """Tell the pool whether this node is asked, so that it notices one which does not answer."""
+        for connection in self._pool.connections:
+            busy = connection is self._connection and self._stream is not None and bool(self._under_way)
+            if busy is not connection.pipeline_busy:
+                connection.pipeline_busy = busy
+                connection.inflight += 1 if busy else -1
+                if busy and self._pool.resting:
+                    self._pool.wake()
+
+    async def _send(self, call: _Stream) -> None:
+        while True:
+            message = self._next_message()
+            if message is None:
+                self._wake.clear()
+                await self._wake.wait()
+                continue
+            self._count_under_way()
+            await call.write(message)
+
+    def _next_message(self) -> session_pb2.SessionRequests | None:
+        """What can be sent now; None while that is nothing."""
+        message = session_pb2.SessionRequests(cancelled=self._cancelled)
+        self._cancelled.clear()
+        size = 0
+        while self._queue and len(message.requests) < BATCH_CALLS_MAX and size < BATCH_BYTES_MAX:
+            call = self._queue[0]
+            if call.future.done():
+                self._queue.popleft()
+                continue
+            if call.session is None:
+                session = next((s for s in self._sessions if s.has_room()), None)
+                if session is None:
+                    self._open_session(message)
+                    break
+                call.session, call.seq = session, session.take()
+            self._queue.popleft()
+            self._add(message, call)
+            size += len(call.payload)
+        return message if message.requests or message.cancelled else None
+
+    def _add(self, message: session_pb2.SessionRequests, call: _Call) -> None:
+        assert call.session is not None
+        call.id = self._next_id
+        self._next_id += 1
+        call.sent = True
+        call.attempts += 1
+        self._under_way[call.id] = call
+        left_s = 0.0 if call.deadline is None else max(0.001, call.deadline - self._loop.time())
+        message.requests.add(
+            id=call.id,
+            method=METHODS[call.method],
+            payload=call.payload,
+            timeout_ms=max(1, int(left_s * 1000)) if left_s else 0,
+            session=call.session.id,
+            seq=call.seq,
+            first_incomplete=call.session.first_incomplete,
+        )
+
+    def _open_session(self, message: session_pb2.SessionRequests) -> None:
+        if self._opening or len(self._sessions) >= SESSIONS_MAX:
+            return
+        id, self._next_id = self._next_id, self._next_id + 1
+        self._opening.add(id)
+        message.requests.add(
+            id=id,
+            method=session_pb2.SESSION_METHOD_OPEN,
+            payload=state_pb2.SessionOpen(ttl_ms=TTL_MS).SerializeToString(),
+            timeout_ms=OPEN_TIMEOUT_MS,
+        )
+
+    # --- answers ----------------------------------------------------------------------------------------------------
+
+    async def _receive(self, connection: Connection, stream: _Stream, epoch: int) -> None:
+        while True:
+            try:
+                message = await stream.read()
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if stream.cancelled() and not (task is not None and task.cancelling()):
+                    raise EOFError from None  # abandoned: the node fell silent or stops serving
+                raise
+            if not isinstance(message, session_pb2.SessionResponses):
+                raise EOFError
+            self._ever_served = True
+            connection.answered(epoch)
+            self._pool.router.heard(connection)
+            for response in message.responses:
+                self._take(connection, response)
+            self._count_under_way()
+            self._wake.set()  # there is room again
+
+    def _take(self, connection: Connection, response: session_pb2.SessionResponse) -> None:
+        if response.id in self._opening:
+            self._opened(connection, response)
+            return
+        call = self._under_way.pop(response.id, None)
+        if call is None:
+            return  # its caller has gone
+        call.sent = False
+        if response.HasField("error"):
+            self._refused(connection, call, _fault(response.error))
+            return
+        self._complete(call)
+        if not call.future.done():
+            call.future.set_result(response.payload)
+
+    def _opened(self, connection: Connection, response: session_pb2.SessionResponse) -> None:
+        if not response.HasField("error"):
+            self._opening.discard(response.id)
+            session = state_pb2.SessionOpened.FromString(response.payload).session
+            self._sessions.append(ServerSession(session))
+            return
+        fault = _fault(response.error)
+        for call in self._queue:
+            call.fault = fault
+        # The request keeps its place in `_opening` while it waits, so that nobody opens another one meanwhile.
+        self._note(connection, fault)
+        pause_s = max(backoff_s(Retry(), 1, self._pool.random.random()), fault.retry_after_s)
+        self._loop.call_later(pause_s, self._open_again, response.id)
+
+    def _open_again(self, id: int) -> None:
+        self._opening.discard(id)
+        self._wake.set()
+
+    def _refused(self, connection: Connection, call: _Call, fault: Fault) -> None:
+        call.fault = fault
+        if fault.code == "SESSION_EXPIRED":
+            self._session_is_gone(connection, call, fault)
+            return
+        if fault.code == "STALE_SEQUENCE":
+            self._fail(call, outcome_unknown(fault, endpoint=connection.endpoint, attempts=call.attempts))
+            return
+        if fault.kind.is_final:
+            self._fail(call, error_of(fault, endpoint=connection.endpoint, attempts=call.attempts))
+            return
+        call.perhaps_done = call.perhaps_done or not fault.not_executed
+        tries_max = call.retry.attempts_max
+        if tries_max is not None and call.attempts >= tries_max:
+            known = error_of(fault, endpoint=connection.endpoint, attempts=call.attempts)
+            unknown = outcome_unknown(fault, endpoint=connection.endpoint, attempts=call.attempts)
+            self._fail(call, unknown if call.perhaps_done else known)
+            return
+        self._note(connection, fault)
+        pause_s = max(backoff_s(call.retry, call.waits, self._pool.random.random()), fault.retry_after_s)
+        call.waits += 1
+        self._pool.retries += 1
+        self._pool.hooks.fire(
+            "attempt_failed",
+            AttemptFailed(call.method.name, connection.endpoint, fault.code, fault.text, call.attempts, pause_s),
+        )
+        self._loop.call_later(pause_s, self._again, call)
+
+    def _again(self, call: _Call) -> None:
+        if not call.future.done():
+            # Before those without a number: they may be waiting for this one to make room in its session.
+            self._queue.appendleft(call)
+            self._wake.set()
+
+    def _session_is_gone(self, connection: Connection, call: _Call, fault: Fault) -> None:
+        """Nothing was done under it now; but perhaps before it expired."""
+        assert call.session is not None
+        call.session.expired = True
+        if call.session in self._sessions:
+            self._sessions.remove(call.session)
+        if call.perhaps_done or call.attempts > 1:
+            self._fail(call, outcome_unknown(fault, endpoint=connection.endpoint, attempts=call.attempts))
+            return
+        call.session = None  # never sent before: it may be done under a new one
+        self._queue.append(call)
+
+    def _note(self, connection: Connection, fault: Fault) -> None:
+        """What an answer says about the node."""
+        if fault.kind in (FaultKind.NO_LEADER, FaultKind.LEADER_CHANGED):
+            self._pool.leader_wanted()
+        elif fault.kind is FaultKind.STOPPING:
+            self._pool.set_health(connection, Health.NOT_SERVING)  # which also ends the stream
+        elif fault.kind is FaultKind.LEARNER:
+            connection.is_learner = True
+            connection.abandon_streams()
+
+    # --- the end ----------------------------------------------------------------------------------------------------
+
+    async def close(self) -> None:
+        """Tell the cluster to forget our sessions, if that can be done at once; else they expire."""
+        stream, sessions = self._stream, [s for s in self._sessions if not s.under_way]
+        if stream is None or not sessions:
+            return
+        payload = state_pb2.SessionExpire(sessions=[session.id for session in sessions]).SerializeToString()
+        request = session_pb2.SessionRequest(id=self._next_id, method=session_pb2.SESSION_METHOD_CLOSE, payload=payload)
+        self._next_id += 1
+        try:
+            async with asyncio.timeout(CLOSE_S):
+                await stream.write(session_pb2.SessionRequests(requests=[request]))
+        except (TimeoutError, grpc.aio.AioRpcError, asyncio.InvalidStateError, grpc.aio.UsageError):
+            return
+
+
+def pipeline_of(pool: Pool) -> Pipeline:
+    """The one pipeline of a client and its clones."""
+    pipeline = pool.parts.get("pipeline")
+    if pipeline is None:
+        pipeline = pool.parts["pipeline"] = Pipeline(pool)
+        pool.closers.append(pipeline.close)
+    assert isinstance(pipeline, Pipeline)
+    return pipeline
+
+
+def _fault(error: session_pb2.SessionError) -> Fault:
+    trailers = [(key, value) for key, value in error.more.items()]
+    if error.reason:
+        trailers += [(ERROR_TRAILER, error.reason), (EXECUTED_TRAILER, error.executed)]
+    if error.retry_after_ms:
+        trailers.append((RETRY_AFTER_TRAILER, str(error.retry_after_ms)))
+    return understand(_CODES.get(error.code, grpc.StatusCode.UNKNOWN), error.message, trailers)

@@ -1,0 +1,299 @@
+"""Mutations over the session stream, against scripted nodes that share one replicated table of sessions."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import grpc
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from raftkv._pb import kv_pb2, session_pb2, state_pb2
+from raftkv.client import AsyncClient, ConditionFailed, DeadlineExceeded, OutcomeUnknown, Retry, Timeout
+from raftkv.client.session import WINDOW, ServerSession
+
+from .conftest import FakeCluster, FakeNode, Tools
+
+Rule = Callable[[session_pb2.SessionRequest], session_pb2.SessionError | str | None]
+
+
+class Table:
+    """The sessions of a cluster: what was answered, by (session, number)."""
+
+    def __init__(self) -> None:
+        self.next = 1
+        self.answers: dict[int, dict[int, bytes]] = {}
+        self.executed: list[bytes] = []  # the keys put, in order
+        self.kept_most = 0
+
+    def open(self) -> bytes:
+        session, self.next = self.next, self.next + 1
+        self.answers[session] = {}
+        return state_pb2.SessionOpened(session=session, ttl_ms=60_000).SerializeToString()
+
+
+class SessionNode(FakeNode):
+    """A node with the session stream. `rule` decides about each request: an error, "mute", "break", or None."""
+
+    def __init__(self, cluster: FakeCluster, member_id: int, table: Table) -> None:
+        super().__init__(cluster, member_id)
+        self.table = table
+        self.rule: Rule | None = None
+        self.batches: list[int] = []
+        self.requests: list[session_pb2.SessionRequest] = []
+        self.cancelled: list[int] = []
+
+    def _handlers(self) -> list[grpc.GenericRpcHandler]:
+        stream = grpc.stream_stream_rpc_method_handler(
+            self._stream,
+            request_deserializer=session_pb2.SessionRequests.FromString,
+            response_serializer=session_pb2.SessionResponses.SerializeToString,
+        )
+        return [
+            *super()._handlers(),
+            grpc.method_handlers_generic_handler("raftkv.v1.Session", {"Stream": stream}),
+        ]
+
+    async def _stream(self, requests: Any, context: Any) -> AsyncIterator[session_pb2.SessionResponses]:
+        self.calls.append("Stream")
+        async for message in requests:
+            self.batches.append(len(message.requests))
+            self.cancelled.extend(message.cancelled)
+            answer = session_pb2.SessionResponses()
+            for request in message.requests:
+                self.requests.append(request)
+                verdict = self.rule(request) if self.rule is not None else None
+                if verdict == "break-before":
+                    await context.abort(grpc.StatusCode.UNAVAILABLE, "gone")
+                if isinstance(verdict, session_pb2.SessionError):
+                    answer.responses.add(id=request.id, error=verdict)
+                    continue
+                response = self._carry_out(request)
+                if verdict == "break":
+                    await context.abort(grpc.StatusCode.UNAVAILABLE, "gone")
+                if verdict != "mute":
+                    answer.responses.add().CopyFrom(response)
+            if answer.responses:
+                yield answer
+
+    def _carry_out(self, request: session_pb2.SessionRequest) -> session_pb2.SessionResponse:
+        table = self.table
+        if request.method == session_pb2.SESSION_METHOD_OPEN:
+            return session_pb2.SessionResponse(id=request.id, payload=table.open())
+        if request.method == session_pb2.SESSION_METHOD_CLOSE:
+            for session in state_pb2.SessionExpire.FromString(request.payload).sessions:
+                table.answers.pop(session, None)
+            return session_pb2.SessionResponse(id=request.id)
+        kept = table.answers.get(request.session)
+        if kept is None:
+            return session_pb2.SessionResponse(id=request.id, error=refusal("SESSION_EXPIRED", 9))
+        for seq in [seq for seq in kept if seq < request.first_incomplete]:
+            del kept[seq]
+        if request.seq not in kept:
+            assert len(kept) < WINDOW
+            put = kv_pb2.PutRequest.FromString(request.payload)
+            table.executed.append(put.key)
+            response = self.cluster.put(put)
+            self.fill(response.header)
+            kept[request.seq] = response.SerializeToString()
+            table.kept_most = max(table.kept_most, len(kept))
+        return session_pb2.SessionResponse(id=request.id, payload=kept[request.seq])
+
+
+def refusal(reason: str, code: int, executed: str = "no") -> session_pb2.SessionError:
+    return session_pb2.SessionError(code=code, message=reason, reason=reason, executed=executed)
+
+
+@pytest.fixture
+async def table(cluster: FakeCluster) -> Table:
+    """Three nodes with the session stream instead of the fixture's own."""
+    table = Table()
+    for node in cluster.nodes:
+        await node.stop()
+    cluster.nodes = [SessionNode(cluster, member_id, table) for member_id in (1, 2, 3)]
+    for node in cluster.nodes:
+        await node.start()
+    return table
+
+
+def nodes_of(cluster: FakeCluster) -> list[SessionNode]:
+    return [node for node in cluster.nodes if isinstance(node, SessionNode)]
+
+
+def puts_only(verdict: session_pb2.SessionError | str, times: int) -> Rule:
+    left = times
+
+    def rule(request: session_pb2.SessionRequest) -> session_pb2.SessionError | str | None:
+        nonlocal left
+        if request.method != session_pb2.SESSION_METHOD_PUT or left <= 0:
+            return None
+        left -= 1
+        return verdict
+
+    return rule
+
+
+MakeClient = Callable[..., AsyncClient]
+
+
+async def test_concurrent_calls_leave_together(cluster: FakeCluster, table: Table, make_client: MakeClient) -> None:
+    client = make_client()
+    results = await asyncio.gather(*(client.put(f"k{number}", "v") for number in range(500)))
+    assert len({result.revision for result in results}) == 500
+    assert sorted(table.executed) == sorted(b"k%d" % number for number in range(500))
+    assert table.kept_most <= WINDOW
+    batches = [size for node in nodes_of(cluster) for size in node.batches]
+    assert len(batches) < 100
+    assert sum(node.count("Put") for node in cluster.nodes) == 0
+
+
+@pytest.mark.parametrize("how", ["break", "break-before"])
+async def test_a_broken_stream_repeats_what_it_left_open_and_nothing_is_done_twice(
+    cluster: FakeCluster, table: Table, make_client: MakeClient, how: str
+) -> None:
+    for node in nodes_of(cluster):
+        node.rule = puts_only(how, 2)
+    client = make_client()
+    results = await asyncio.gather(*(client.put(f"k{number}", "v") for number in range(100)))
+    assert sorted(table.executed) == sorted(b"k%d" % number for number in range(100))
+    assert len({result.revision for result in results}) == 100
+    assert client.stats().outcomes_unknown == 0
+    assert client.stats().retries > 0
+
+
+@pytest.mark.parametrize(("code", "number"), [("NO_LEADER", 14), ("LEADER_CHANGED", 14), ("TIMEOUT", 14)])
+async def test_whatever_passes_is_tried_again_even_if_perhaps_done(
+    cluster: FakeCluster, table: Table, make_client: MakeClient, code: str, number: int
+) -> None:
+    for node in nodes_of(cluster):
+        node.rule = puts_only(refusal(code, number, "unknown"), 3)
+    client = make_client()
+    await client.put("k", "v")
+    assert table.executed == [b"k"]
+
+
+async def test_a_refusal_of_the_state_is_an_answer(cluster: FakeCluster, table: Table, make_client: MakeClient) -> None:
+    for node in nodes_of(cluster):
+        node.rule = puts_only(refusal("LOCK_LOST", 9), 1)
+    client = make_client()
+    with pytest.raises(ConditionFailed):
+        await client.put("k", "v")
+    assert table.executed == []
+    await client.put("k", "v")
+
+
+async def test_an_expired_session_is_replaced_where_nothing_can_have_been_done(
+    cluster: FakeCluster, table: Table, make_client: MakeClient
+) -> None:
+    client = make_client()
+    await client.put("a", "1")
+    table.answers.clear()
+    await client.put("b", "1")
+    assert table.executed == [b"a", b"b"]
+
+
+async def test_an_expired_session_leaves_what_was_sent_before_unknown(
+    cluster: FakeCluster, table: Table, make_client: MakeClient
+) -> None:
+    """Invariant X3: it is never run again under a new session."""
+    client = make_client()
+    await client.put("a", "1")
+
+    def expire_and_break(request: session_pb2.SessionRequest) -> str | None:
+        if request.method == session_pb2.SESSION_METHOD_PUT:
+            table.answers.clear()
+            for node in nodes_of(cluster):
+                node.rule = None
+            return "break-before"
+        return None
+
+    for node in nodes_of(cluster):
+        node.rule = expire_and_break
+    with pytest.raises(OutcomeUnknown):
+        await client.put("b", "1")
+    assert table.executed == [b"a"]
+    await client.put("c", "1")
+
+
+async def test_time_that_runs_out_under_way_is_unknown_and_in_the_queue_is_not(
+    cluster: FakeCluster, table: Table, make_client: MakeClient
+) -> None:
+    client = make_client()
+    await client.put("a", "1")
+    for node in nodes_of(cluster):
+        node.rule = lambda request: "mute"
+    with pytest.raises(OutcomeUnknown):
+        await client.put("b", "1", timeout=0.3)
+    for node in cluster.nodes:
+        await node.stop()
+    await asyncio.sleep(0.1)
+    with pytest.raises(DeadlineExceeded):
+        await client.put("c", "1", timeout=0.3)
+
+
+async def test_a_cancelled_call_that_was_not_sent_is_never_sent(
+    cluster: FakeCluster, table: Table, make_client: MakeClient, tools: type[Tools]
+) -> None:
+    client = make_client()
+    await client.put("a", "1")
+    tasks = [asyncio.create_task(client.put("dropped", "1"))]
+    await asyncio.sleep(0)
+    tasks[0].cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    await client.put("b", "1")
+    assert table.executed == [b"a", b"b"]
+    for node in nodes_of(cluster):
+        node.rule = puts_only("mute", 1)
+    sent = asyncio.create_task(client.put("told", "1"))
+    await tools.until(lambda: b"told" in table.executed)
+    sent.cancel()
+    await tools.until(lambda: any(node.cancelled for node in nodes_of(cluster)))
+
+
+async def test_the_session_is_ended_with_the_client(
+    cluster: FakeCluster, table: Table, make_client: MakeClient, tools: type[Tools]
+) -> None:
+    client = make_client()
+    await client.put("a", "1")
+    assert table.answers
+    await client.close()
+    await tools.until(lambda: not table.answers)
+
+
+async def test_servers_without_the_stream_get_unary_calls(cluster: FakeCluster, make_client: MakeClient) -> None:
+    client = make_client()
+    await asyncio.gather(*(client.put(f"k{number}", "v") for number in range(20)))
+    assert sum(node.count("Put") for node in cluster.nodes) == 20
+    assert client.stats().calls == 20
+
+
+async def test_attempts_are_bounded_where_the_caller_says_so(
+    cluster: FakeCluster, table: Table, make_client: MakeClient
+) -> None:
+    for node in nodes_of(cluster):
+        node.rule = puts_only(refusal("NO_LEADER", 14), 10)
+    client = make_client(retry=Retry(attempts_max=2), timeout=Timeout(total=5))
+    with pytest.raises(ConnectionError) as caught:
+        await client.put("k", "v")
+    assert caught.value.attempts == 2  # type: ignore[attr-defined]
+
+
+@given(st.lists(st.integers(0, WINDOW * 2), max_size=300))
+def test_numbers_stay_within_the_window_and_are_never_given_twice(choices: list[int]) -> None:
+    session = ServerSession(1)
+    open_numbers: list[int] = []
+    given_out: set[int] = set()
+    for choice in choices:
+        if choice < len(open_numbers):
+            session.complete(open_numbers.pop(choice))
+        elif session.has_room():
+            seq = session.take()
+            assert seq not in given_out
+            given_out.add(seq)
+            open_numbers.append(seq)
+        assert session.first_incomplete == min(open_numbers, default=session.next_seq)
+        assert all(session.first_incomplete <= seq < session.first_incomplete + WINDOW for seq in open_numbers)
+        assert session.under_way == len(open_numbers)
