@@ -315,8 +315,11 @@ class WatchHub:
         return self._current().revision
 
     def has_all(self, watch: Watch) -> bool:
-        """Whether the watch has got everything up to `revision`, and begins no later than that."""
-        return watch.state is State.SYNCED and watch.start_revision <= self.revision
+        """Whether it can be said of the watch that it got everything up to `revision`, and not only from later on.
+
+        One that begins with the next revision, as when a client takes up where it was, counts: nothing is left out.
+        """
+        return watch.state is State.SYNCED and watch.start_revision <= self.revision + 1
 
     def advance(self) -> None:
         """The state has moved on: to be called after each apply and each installed snapshot, in the same turn."""

@@ -67,7 +67,9 @@ class StreamBuffer:
         self._queue: deque[_Response | bytes] = deque()
         self._open: dict[Watch, _Response] = {}  # responses in the queue that may be joined
         self._changed = asyncio.Event()
+        self._drained: asyncio.Event | None = None  # somebody waits for room
         self._ended = False
+        self._stopping = False
 
     # The hub's side.
 
@@ -98,7 +100,9 @@ class StreamBuffer:
         self.on_cancelled(watch_id)
 
     def closed(self) -> None:
-        """The stream is ended by its own interrupt."""
+        self._stopping = True
+        if self._drained is not None:
+            self._drained.set()
 
     # The stream's side.
 
@@ -156,7 +160,7 @@ class StreamBuffer:
 
     async def wait_room(self) -> None:
         """Until the buffer is not over its bound: whoever adds responses of his own waits here first."""
-        while self.bytes > self._bytes_max:
+        while self.bytes > self._bytes_max and not self._stopping:
             self._drained = asyncio.Event()
             await self._drained.wait()
 
@@ -180,8 +184,6 @@ class StreamBuffer:
         self._hub.buffered_bytes -= self.bytes
         self.bytes = 0
         self.end()
-
-    _drained: asyncio.Event | None = None
 
     def _count(self, size: int) -> None:
         self.bytes += size

@@ -55,19 +55,19 @@ class Watch:
         self.streams += 1
         buffer = StreamBuffer(self._hub, self._header)
         watches = _Watches(self._hub, buffer)
-        writer = asyncio.ensure_future(_write(stream, buffer))
         try:
-            while (raw := await stream.read()) is not None:
-                watches.handle(WatchRequest.FromString(raw))
-                await buffer.wait_room()
-            buffer.end()
-            await writer
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(_write(stream, buffer))
+                while (raw := await stream.read()) is not None:
+                    watches.handle(WatchRequest.FromString(raw))
+                    await buffer.wait_room()
+                buffer.end()
+        except BaseExceptionGroup as faults:
+            raise faults.exceptions[0] from None
         finally:
             self.streams -= 1
             watches.close()
             buffer.close()
-            writer.cancel()
-            await asyncio.gather(writer, return_exceptions=True)
 
     def _header(self, revision: int) -> bytes:
         """A response with nothing but its header, as bytes."""

@@ -119,11 +119,12 @@ async def test_from_a_past_revision_and_from_a_future_one(served: Served) -> Non
         await stream.create(key=b"k", start_revision=3)
         assert [event.kv.value for event in (await stream.next()).events] == [b"1", b"2", b"3", b"4"]
     async with watching(served) as stream:
-        created = await stream.create(key=b"k", start_revision=8)
+        created = await stream.create(key=b"k", start_revision=9)
         assert created.header.revision == 6
         await stream.send(progress={})
         await put(served, b"k", b"early")
         await stream.nothing()
+        await put(served, b"k", b"early")
         await put(served, b"k", b"due")
         assert [event.kv.value for event in (await stream.next()).events] == [b"due"]
 
@@ -208,6 +209,17 @@ async def test_progress_is_reported_when_asked_for_and_all_are_synced(served: Se
         await stream.send(progress={})
         assert len((await stream.next()).events) == 1  # never ahead of what it speaks of
         assert (await stream.next()).header.revision == 3
+
+
+async def test_progress_of_a_watch_that_was_taken_up_again(served: Served) -> None:
+    await put(served, b"k")
+    async with watching(served) as stream:
+        await stream.create(key=b"k", start_revision=3)
+        await stream.send(progress={})
+        assert (await stream.next()).header.revision == 2
+        await stream.create(key=b"k", start_revision=9)
+        await stream.send(progress={})
+        await stream.nothing()
 
 
 async def test_progress_is_notified(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
