@@ -162,14 +162,21 @@ class Matcher:
         else:
             _drop(self._ranges, (key, stop), watch)
 
-    def touches(self, key: bytes) -> bool:
-        """Whether `key` belongs to any watch."""
-        if key in self._exact:
-            return True
-        prefixes = self._prefixes
-        if any(key[:length] in prefixes for length in self._lengths):
-            return True
-        return any(start <= key and (stop is None or key < stop) for start, stop in self._ranges)
+    def touches(self) -> Callable[[bytes], bool]:
+        """What says whether a key belongs to any watch, as cheaply as can be: it is asked for each change."""
+        exact, prefixes, lengths, ranges = self._exact, self._prefixes, self._lengths, self._ranges
+        if not lengths and not ranges:
+            return exact.__contains__
+        if len(lengths) == 1 and not ranges:
+            (length,) = lengths
+            return lambda key: key[:length] in prefixes or key in exact
+
+        def touches(key: bytes) -> bool:
+            if key in exact or any(key[:length] in prefixes for length in lengths):
+                return True
+            return any(start <= key and (stop is None or key < stop) for start, stop in ranges)
+
+        return touches
 
     def match(self, key: bytes) -> Sequence[Watch]:
         """All watches that `key` belongs to."""
@@ -204,7 +211,7 @@ class Plan:
 
     def read(self, reader: Reader) -> Found:
         """Read the chunk."""
-        match, wanted = self._matcher.match, self._matcher.touches
+        match, wanted = self._matcher.match, self._matcher.touches()
         found: list[tuple[Change, Sequence[Watch]]] = []
         left = self._revisions_max
         wanted_bytes = 0
@@ -338,7 +345,7 @@ class WatchHub:
         # sweep of this compaction has not begun, and no sweep before it went beyond what had been read here.
         reader.compact_revision = min(reader.compact_revision, first - 1)
         found: dict[Watch, list[Change]] = {}
-        match, wanted = self._synced.match, self._synced.touches
+        match, wanted = self._synced.match, self._synced.touches()
         for at, events in reader.changes(first, revision, prev_kv=self._with_prev_kv > 0, wanted=wanted):
             for event in events:
                 change = Change(at, event)

@@ -60,6 +60,9 @@ VERSION = struct.Struct(">QIQQq")  # place, create revision, version number, lea
 VERSION_TAIL = struct.Struct(">QQq")  # the same without the place
 RECORD_HEAD = struct.Struct(">B12sQQqII")
 """Flags, place replaced, create revision, version number, lease, key length, value length."""
+RECORD_KEY_BYTES = struct.Struct(">I")
+RECORD_KEY_BYTES_AT = 37
+"""Where the head of a record has the key length, for those who want nothing else of it."""
 STATE = struct.Struct(">BQQQqQ")  # format, applied index, applied term, revision, compact revision, rolling hash
 MEMBER_ID = struct.Struct(">Q")
 ALARM_ID = struct.Struct(">QB")  # member, type
@@ -83,6 +86,7 @@ NO_PLACE = bytes(PLACE_BYTES)
 """The change replaced nothing."""
 
 assert RECORD_HEAD_BYTES == 1 + PLACE_BYTES + 24 + 8
+assert RECORD_KEY_BYTES_AT == RECORD_HEAD_BYTES - 8
 assert VERSION.size == VERSION_BYTES
 
 _END_OF_KEY = b"\0\1"

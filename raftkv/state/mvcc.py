@@ -20,6 +20,8 @@ from raftkv.state.keys import (
     RECORD,
     RECORD_HEAD,
     RECORD_HEAD_BYTES,
+    RECORD_KEY_BYTES,
+    RECORD_KEY_BYTES_AT,
     TOMBSTONE,
     VERSION,
     after_prefix,
@@ -235,7 +237,7 @@ class Reader:
                 if limit <= 0:
                     return
                 revision, events = mod_revision, []
-            key_bytes = RECORD_HEAD.unpack_from(record)[5]
+            (key_bytes,) = RECORD_KEY_BYTES.unpack_from(record, RECORD_KEY_BYTES_AT)
             key = record[RECORD_HEAD_BYTES : RECORD_HEAD_BYTES + key_bytes]
             if wanted is None or wanted(key):
                 events.append(self._event(mod_revision, number, record, key, prev_kv))

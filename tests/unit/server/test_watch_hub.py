@@ -275,10 +275,23 @@ def test_the_matcher_knows_what_is_inside(pair: tuple[bytes, bytes], key: bytes)
     matcher = Matcher((watch,))
     inside = start <= key and (stop is None or key < stop)
     assert list(matcher.match(key)) == ([watch] if inside else [])
-    assert matcher.touches(key) == inside
+    assert matcher.touches()(key) == inside
     matcher.discard(watch)
     assert not matcher.match(key)
-    assert not matcher.touches(key)
+    assert not matcher.touches()(key)
+
+
+@given(st.lists(st.sampled_from(RANGES), max_size=5), st.sampled_from([*KEYS, b"a\xff0", b"zz"]))
+def test_many_ranges(pairs: list[tuple[bytes, bytes]], key: bytes) -> None:
+    watches = [Watch(Client(Node()).buffer, *span(*pair), 0, False, (False, False)) for pair in pairs]
+    matcher = Matcher(watches)
+    expected = [watch for watch in watches if watch.key <= key and (watch.stop is None or key < watch.stop)]
+    assert set(matcher.match(key)) == set(expected)
+    assert len(matcher.match(key)) == len(expected)
+    assert matcher.touches()(key) == bool(expected)
+    for watch in watches:
+        matcher.discard(watch)
+    assert not matcher.touches()(key)
 
 
 @pytest.mark.parametrize("prefix", [b"", b"a", b"a/", b"a\xff", b"\xff"])
