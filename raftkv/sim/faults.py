@@ -62,8 +62,8 @@ class FaultMix:
         if random.random() < 0.5:
             weather.loose = random.choice((0.05, 0.3, 1.0))
             weather.lost = random.choice((0.0, 0.05, 0.3))
-            weather.doubled = random.choice((0.0, 0.1, 0.5))
             weather.late_ticks = random.choice((1, 5, 30))
+        weather.doubled = random.choice((0.0, 0.1, 0.5))
         weather.delay = random.choice((TICK // 20, TICK // 5, TICK, 2 * TICK))
         mix.clock_spread = random.choice((0.0, 0.0, 0.2, 1.0))
         mix.evidence = random.choice((0.0, 0.5, 1.0))
