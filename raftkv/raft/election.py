@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from raftkv.raft import quorum
 from raftkv.raft.messages import PreVote, PreVoteReply, TimeoutNow, Vote, VoteReply
 from raftkv.raft.quorum import VoteResult
-from raftkv.raft.types import NodeId, Role
+from raftkv.raft.types import Index, NodeId, Role, Term
 
 if TYPE_CHECKING:
     from raftkv.raft.core import Raft
@@ -176,13 +176,30 @@ def on_pre_vote(raft: Raft, sender: NodeId, message: PreVote) -> None:
     else:
         # With our own term, so that a candidate whose term is smaller catches up and is not refused for ever
         # (etcd #8243).
-        raft.send(sender, PreVoteReply(raft.term, False))
+        raft.send(sender, PreVoteReply(raft.term, False, *_commit_known(raft)))
+
+
+def _commit_known(raft: Raft) -> tuple[Index, Term]:
+    """What a refused candidate gets to know. Where the others' last voters were removed together with the leader, they
+    alone may know of it: they cannot stand any more, will not vote for a shorter log, and the candidate still
+    counts them in. Told that the change is committed, it needs them no longer."""
+    return raft.log.commit, raft.log.term(raft.log.commit) or 0
+
+
+def _learn_commit(raft: Raft, commit: Index, commit_term: Term) -> None:
+    """An entry that is committed is so for everybody who holds it, whoever tells."""
+    if commit_term > 0 and raft.log.commit < commit and raft.log.matches(commit, commit_term):
+        raft.log.commit_to(commit)
 
 
 def on_pre_vote_reply(raft: Raft, sender: NodeId, message: PreVoteReply) -> None:
     """An answer to our pre-vote."""
-    if raft.role is not Role.PRE_CANDIDATE:
+    if raft.role is Role.LEADER:
         return
+    if not message.granted:
+        _learn_commit(raft, message.commit, message.commit_term)
+    if raft.role is not Role.PRE_CANDIDATE:
+        return  # perhaps the refusal itself has just told us of a later term
     if message.granted and message.term != raft.term + 1:
         return  # of an earlier campaign
     raft.candidacy.votes[sender] = message.granted
@@ -204,11 +221,13 @@ def on_vote(raft: Raft, sender: NodeId, message: Vote) -> None:
         raft.event("vote_granted", by=sender)
         raft.send(sender, VoteReply(raft.term, True))
     else:
-        raft.send(sender, VoteReply(raft.term, False))
+        raft.send(sender, VoteReply(raft.term, False, *_commit_known(raft)))
 
 
 def on_vote_reply(raft: Raft, sender: NodeId, message: VoteReply) -> None:
     """An answer in our election."""
+    if not message.granted and raft.role is not Role.LEADER:
+        _learn_commit(raft, message.commit, message.commit_term)
     if raft.role is Role.CANDIDATE:
         raft.candidacy.votes.setdefault(sender, message.granted)
         _decide_vote(raft)

@@ -97,7 +97,10 @@ def beat(raft: Raft, *, to_learners: bool) -> None:
 
 
 def notify_commit(raft: Raft, peers: Iterable[NodeId]) -> None:
-    """Tell `peers` how far the log is committed, if it is news to them; one that lags hears it when it has the entry."""
+    """Tell `peers` how far the log is committed, if it is news to them.
+
+    One that lags hears it as soon as it has the entry.
+    """
     for peer in peers:
         progress = raft.progress.get(peer)
         if progress is not None:
