@@ -199,6 +199,8 @@ def _kind_of_code(code: grpc.StatusCode) -> FaultKind:
         return FaultKind.UNREACHABLE
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return FaultKind.SILENT
+    if code is grpc.StatusCode.CANCELLED:
+        return FaultKind.STOPPING  # not by us: what a server that goes away does to calls that come too late
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
         return FaultKind.OVERLOADED
     return FaultKind.OTHER

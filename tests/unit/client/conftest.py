@@ -34,6 +34,7 @@ class FakeNode:
         self.serving = True
         self.health_changed = asyncio.Event()
         self.has_health = True
+        self.watching = 0  # health streams that are open
         self.shows_leader = True
         self._server: grpc.aio.Server | None = None
 
@@ -122,10 +123,14 @@ class FakeNode:
             yield maintenance_pb2.SnapshotResponse(blob=blob)
 
     async def _watch_health(self, request: bytes, context: Any) -> AsyncIterator[bytes]:
-        while True:
-            changed = self.health_changed
-            yield b"\x08\x01" if self.serving else b"\x08\x02"
-            await changed.wait()
+        self.watching += 1
+        try:
+            while True:
+                changed = self.health_changed
+                yield b"\x08\x01" if self.serving else b"\x08\x02"
+                await changed.wait()
+        finally:
+            self.watching -= 1
 
     async def _check_health(self, request: bytes, context: Any) -> bytes:
         self.calls.append("Check")

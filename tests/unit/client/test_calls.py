@@ -670,3 +670,26 @@ async def test_when_no_node_serves_a_read_says_that_there_is_no_leader(cluster, 
         await client.get("k", timeout=0.5)
     assert isinstance(caught.value, DeadlineExceeded)
     assert caught.value.attempts > 1
+
+
+async def test_no_stream_outlives_its_client_or_its_connection(cluster, make_client, make_proxy, tools):
+    """grpc.aio does not cancel abandoned streams (grpc #43462); ours are cancelled where they end."""
+    proxy = await make_proxy(cluster.nodes[0])
+    client = make_client(proxy)
+    await client.put("k", "v")
+    node = cluster.nodes[0]
+    await tools.until(lambda: node.watching == 1)
+    states = []
+    client.state.on_change(states.append)
+    for breaks in range(1, 6):
+        proxy.cut()
+        await tools.until(lambda breaks=breaks: states.count(ConnectionState.SUSPENDED) == breaks)
+        await client.put("k", "v")
+    await tools.until(lambda: node.watching == 1)
+    await client.close()
+    await tools.until(lambda: node.watching == 0)
+    for _ in range(20):
+        short = make_client()
+        await short.put("k", "v")
+        await short.close()
+    await tools.until(lambda: all(node.watching == 0 for node in cluster.nodes))
