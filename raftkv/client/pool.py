@@ -278,6 +278,12 @@ class Pool:
         ready = [c for c in self.connections if c.is_ready() and not c.foreign]
         return bool(ready) and all(c.health is Health.NOT_SERVING for c in ready)
 
+    def set_health(self, connection: Connection, status: Health) -> None:
+        """The node behind `connection` says whether it serves."""
+        if status is not connection.health:
+            connection.health = status
+            self.router.forget_choices()
+
     def leader_wanted(self) -> None:
         """A call found that what we know of the leader is out of date."""
         self._discover.set()
@@ -340,7 +346,7 @@ class Pool:
             call = connection.health_watch(health.SERVICE)
             try:
                 async for status in call:
-                    self._set_health(connection, status)
+                    self.set_health(connection, status)
             except grpc.aio.AioRpcError as error:
                 if error.code() is grpc.StatusCode.UNIMPLEMENTED:
                     # A server without health service serves as far as we know. It will not grow one meanwhile.
@@ -352,11 +358,6 @@ class Pool:
     async def _until_broken(self, connection: Connection) -> None:
         while connection.is_ready():
             await connection.channel.wait_for_state_change(READY)
-
-    def _set_health(self, connection: Connection, status: Health) -> None:
-        if status is not connection.health:
-            connection.health = status
-            self.router.forget_choices()
 
     async def _probe(self, connection: Connection) -> None:
         """Ask a doubtful endpoint for a sign of life; a suspect one until it gives one, so that no call has to."""

@@ -693,3 +693,32 @@ async def test_no_stream_outlives_its_client_or_its_connection(cluster, make_cli
         await short.put("k", "v")
         await short.close()
     await tools.until(lambda: all(node.watching == 0 for node in cluster.nodes))
+
+
+async def test_a_node_that_says_it_is_stopping_gets_no_more(cluster, make_client, tools):
+    client = make_client()
+    await settled(client, tools)
+    await client.put("k", "v")
+    writer = next(node for node in cluster.nodes if node.count("Put"))
+    stopping = (("raftkv-error", "STOPPING"), NOT_DONE)
+    writer.script = tools.failing(UNAVAILABLE, "etcdserver: server stopped", *stopping)
+    for _ in range(5):
+        await client.put("k", "v")
+    assert writer.count("Put") == 2
+    assert client.stats().failures == 0
+
+
+async def test_a_server_that_cancels_what_comes_too_late_gets_no_more(cluster, make_client, tools):
+    """A gRPC server that shuts down cancels new calls without a word; a write may have been done for all we know."""
+    client = make_client()
+    await settled(client, tools)
+    await client.put("k", "v")
+    writer = next(node for node in cluster.nodes if node.count("Put"))
+    writer.script = tools.failing(grpc.StatusCode.CANCELLED, "")
+    with pytest.raises(OutcomeUnknown):
+        await client.put("k", "v")
+    for _ in range(5):
+        await client.put("k", "v")
+    assert writer.count("Put") == 2
+    cluster.nodes[0].script = tools.failing(grpc.StatusCode.CANCELLED, "")
+    assert (await client.get("k")).text == "v"
