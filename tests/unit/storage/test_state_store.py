@@ -202,8 +202,8 @@ def test_power_losses_at_any_moment_leave_a_beginning(tmp_path: Path, monkeypatc
         if moment % 5 == 2:
             store.sync()
             synced = moment * 50 + 50
-            with suppress(FileNotFoundError):  # a table has taken its place since
-                for file in log_files(path):
+            for file in log_files(path):
+                with suppress(FileNotFoundError):  # a table has taken its place since
                     synced_sizes[file.name] = file.stat().st_size
         left = image(path, tmp_path / f"left-{moment}")
         for file in log_files(left):
