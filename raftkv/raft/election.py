@@ -30,10 +30,11 @@ REQUESTED = "requested"
 class Candidacy:
     """What a node remembers on its way to an election; a leader that is heard ends it."""
 
-    __slots__ = ("attempts", "delay", "evidence", "postponed", "refused", "retry", "votes")
+    __slots__ = ("attempts", "delay", "evidence", "postponed", "reason", "refused", "retry", "votes")
 
     def __init__(self) -> None:
         self.votes: dict[NodeId, bool] = {}  # answers to the present campaign; empty unless (pre-)candidate
+        self.reason = ""  # of the present campaign
         self.attempts = 0  # elections that came to nothing since a leader was heard
         self.evidence = False  # the last leader's process is gone: campaign soon again when this one fails
         self.delay = -1  # ticks until the campaign after evidence, -1: none is planned
@@ -66,14 +67,15 @@ def campaign(raft: Raft, reason: str) -> None:
         raft.candidacy.postponed = reason
         return
     raft.candidacy.postponed = ""
+    raft.candidacy.reason = reason
     if reason == TRANSFER or not raft.config.pre_vote:
-        _stand(raft, reason)
+        _stand(raft)
         return
     raft.become_pre_candidate()
     raft.event("pre_campaign", detail=reason)
     raft.candidacy.retry = raft.config.evidence_retry_ticks
     raft.candidacy.votes[raft.node_id] = True
-    if not _decide_pre_vote(raft, reason):
+    if not _decide_pre_vote(raft):
         _ask_pre_votes(raft)
 
 
@@ -88,17 +90,17 @@ def _other_voters(raft: Raft) -> list[NodeId]:
     return sorted({*raft.conf.voters, *raft.conf.outgoing} - {raft.node_id})
 
 
-def _decide_pre_vote(raft: Raft, reason: str) -> bool:
+def _decide_pre_vote(raft: Raft) -> bool:
     result = quorum.vote_result(raft.conf, raft.candidacy.votes)
     if result is VoteResult.WON:
-        _stand(raft, reason)
+        _stand(raft)
         return True
     if result is VoteResult.LOST:
         give_up(raft, "pre-vote refused")
     return False
 
 
-def _stand(raft: Raft, reason: str) -> None:
+def _stand(raft: Raft) -> None:
     """Raise the term and ask for votes; the requests leave once our own vote is durable."""
     raft.become_candidate()
     # Those who said yes a moment ago may have been split between candidates: then it is not the full silence that
@@ -106,8 +108,8 @@ def _stand(raft: Raft, reason: str) -> None:
     base = min(raft.config.candidate_ticks << min(raft.candidacy.attempts, 16), raft.config.election_ticks)
     raft.election_timeout = raft.random.randrange(base, 2 * base)
     raft.candidacy.attempts += 1
-    raft.event("campaign", detail=reason)
-    request = Vote(raft.term, raft.log.last, raft.log.last_term, reason == TRANSFER)
+    raft.event("campaign", detail=raft.candidacy.reason)
+    request = Vote(raft.term, raft.log.last, raft.log.last_term, raft.candidacy.reason == TRANSFER)
     for voter in _other_voters(raft):
         raft.send(voter, request)
 
@@ -203,7 +205,7 @@ def on_pre_vote_reply(raft: Raft, sender: NodeId, message: PreVoteReply) -> None
     if message.granted and message.term != raft.term + 1:
         return  # of an earlier campaign
     raft.candidacy.votes[sender] = message.granted
-    _decide_pre_vote(raft, EVIDENCE if raft.candidacy.evidence else TIMEOUT)
+    _decide_pre_vote(raft)
 
 
 def on_vote(raft: Raft, sender: NodeId, message: Vote) -> None:

@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from raftkv.raft import membership, quorum
+from raftkv.raft import membership, quorum, transfer
 from raftkv.raft.log import entry_bytes
-from raftkv.raft.messages import Append, AppendReply, Heartbeat, HeartbeatReply, InstallSnapshot, TimeoutNow
+from raftkv.raft.messages import Append, AppendReply, Heartbeat, HeartbeatReply, InstallSnapshot
 from raftkv.raft.progress import Progress, ProgressState
 from raftkv.raft.types import Entry, Index, NodeId, Role
 
@@ -79,7 +79,7 @@ def _send_snapshot(raft: Raft, peer: NodeId, progress: Progress) -> bool:
         return False  # nobody is there to take it
     index = raft.log.first - 1
     progress.become_snapshot(index)
-    raft.send_snapshots.append((peer, index))
+    raft.out.send_snapshots.append((peer, index))
     raft.event("snapshot_needed", by=peer)
     return True
 
@@ -167,8 +167,8 @@ def on_append_reply(raft: Raft, sender: NodeId, message: AppendReply) -> None:
             _send_notice(raft, sender, progress)
         if progress.next <= log.last:
             raft.dirty = True
-        if sender == raft.lead_transferee and progress.match == log.last:
-            send_timeout_now(raft, sender)
+        if sender == raft.lead_transferee:
+            transfer.remind(raft)
 
 
 def on_heartbeat_reply(raft: Raft, sender: NodeId, message: HeartbeatReply) -> None:
@@ -187,11 +187,6 @@ def on_heartbeat_reply(raft: Raft, sender: NodeId, message: HeartbeatReply) -> N
         # The append, or its acknowledgement, may be lost: ask again.
         progress.paused = False
         send_append(raft, sender, progress, even_empty=True)
-
-
-def send_timeout_now(raft: Raft, target: NodeId) -> None:
-    """Tell `target`, which has everything, to campaign."""
-    raft.send(target, TimeoutNow(raft.term, raft.log.last))
 
 
 def snapshot_sent(raft: Raft, peer: NodeId, index: Index, *, ok: bool) -> None:
