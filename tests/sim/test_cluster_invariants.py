@@ -57,6 +57,7 @@ class World:
     def turn(self, node_id: int, term: int, commit: int = 0, role: Role = Role.FOLLOWER) -> None:
         node = self.nodes[node_id]
         node.raft.term, node.raft.commit, node.raft.role = term, commit, role
+        self.invariants.committing(node)
         self.invariants.turn_done(node)
 
     def lead(self, node_id: int, term: int, commit: int = 0) -> None:
@@ -167,6 +168,13 @@ def commit_of_another_entry(world: World) -> None:
     world.turn(3, 1, commit=1)
 
 
+def commits_before_the_leader(world: World) -> None:
+    world.write(1, 1, entry(1, 1))
+    world.lead(1, 1)
+    world.write(2, 1, entry(1, 1))
+    world.turn(2, 1, commit=1)
+
+
 def a_committed_entry_is_overwritten(world: World) -> None:
     world.agree()
     world.turn(2, 1, commit=1)
@@ -247,6 +255,12 @@ def commits_without_a_quorum(world: World) -> None:
     world.lead(1, 1, commit=1)
 
 
+def conf_states_differ(world: World) -> None:
+    world.nodes[1].raft.conf = ConfState((1, 2))
+    world.state(1, 1, 77)
+    world.state(2, 1, 77)
+
+
 def states_differ(world: World) -> None:
     world.state(1, 1, 77)
     world.state(2, 1, 78)
@@ -265,6 +279,7 @@ BAD: list[tuple[str, Callable[[World], None]]] = [
     ("R7", commit_falls),
     ("R7", commit_beyond_the_log),
     ("R7", commit_of_another_entry),
+    ("R9", commits_before_the_leader),
     ("R7", a_committed_entry_is_overwritten),
     ("R8", a_leader_commits_an_earlier_term),
     ("R10", a_snapshot_of_something_else),
@@ -279,6 +294,7 @@ BAD: list[tuple[str, Callable[[World], None]]] = [
     ("D1", acknowledges_another_entry),
     ("D1", commits_without_a_quorum),
     ("S1", states_differ),
+    ("C3", conf_states_differ),
 ]
 
 

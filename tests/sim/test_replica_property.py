@@ -249,6 +249,7 @@ class Replicas(RuleBasedStateMachine):
         if effects.persist is not None:
             self.checks.persisting(member, effects.persist)
             member.writes.append(effects.persist)
+        self.checks.committing(member)
         for receiver, message in effects.send:
             self.checks.sending(member, receiver, message)
             self.links[member.id, receiver].append(message)
