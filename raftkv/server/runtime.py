@@ -49,7 +49,11 @@ TICKS_AT_ONCE_MAX = 5
 """A loop that was held up catches up by so many ticks at most: after a pause of the whole process, the messages that
 waited in the sockets are to be heard before time is."""
 
-SWEEP_KEYS = 200
+EXPIRE_TICKS = 2
+HEALTH_TICKS = 10
+SWEEP_CHANGES = 100
+SWEEP_SHARE = 0.2
+"""Of each tick, for taking out what was compacted: enough to keep up with any rate of writes, and no caller notices."""
 DISK_STALLED_S = 1.0
 
 
@@ -84,6 +88,7 @@ class Runtime:
         self._calls: dict[asyncio.Future[object], _Call] = {}
         self._turn_due = False
         self._stopping = False
+        self._closed = False
         self._probing = False
         self._received: dict[int, str] = {}  # index of a received snapshot -> its state directory
         self._installing: dict[int, SnapshotMeta] = {}  # number of the write -> what it installs
@@ -239,6 +244,7 @@ class Runtime:
 
     def close(self) -> None:
         """End the disk thread and close the stores; nobody may call anything afterwards."""
+        self._closed = True
         self._disk.close()
         self.stores.close()
 
@@ -248,6 +254,7 @@ class Runtime:
 
     def end_tasks(self) -> None:
         """End everything that `start` and `spawn` began."""
+        self._stopping = True
         for task in self._own_tasks:
             task.cancel()
 
@@ -301,6 +308,8 @@ class Runtime:
 
     def _turn(self) -> None:
         self._turn_due = False
+        if self._closed:
+            return  # what the disk thread had still reported
         try:
             self._obey()
         except Exception as fault:  # noqa: BLE001 - half a turn is done; going on would be a lie to peers and callers
@@ -342,6 +351,7 @@ class Runtime:
         except (StoreUnusable, StoreDamaged) as fault:
             self.fatal(fault)
         self.replica.installed(meta)
+        self._compaction.installed(meta.index)
         self.peers.update(self.spawn, self.stores.peer_addresses(self.stores.conf))
         self.log.info("snapshot_installed", index=meta.index, term=meta.term)
 
@@ -384,12 +394,21 @@ class Runtime:
             for _ in range(min(missed, TICKS_AT_ONCE_MAX)):
                 self.replica.tick()
             count += 1
-            if count % 10 == 0:
+            if self.machine.sweeping:
+                self._sweep()
+            if count % EXPIRE_TICKS == 0:
                 self._expire_calls()
+            if count % HEALTH_TICKS == 0:
                 self._update_health()
-                if self.machine.sweeping:
-                    self.machine.sweep(SWEEP_KEYS)
             self._turn()
+
+    def _sweep(self) -> None:
+        end = self._loop.time() + self.config.tick_ms / 1000 * SWEEP_SHARE
+        try:
+            while self.machine.sweep(SWEEP_CHANGES) and self._loop.time() < end:
+                pass
+        except Exception as fault:  # noqa: BLE001 - the state could not be written
+            self.fatal(fault)
 
     def _limit(self, deadline: float | None) -> float:
         limit = self._loop.time() + self.config.request_timeout_s

@@ -23,7 +23,7 @@ from raftkv.server.convert import conf_from_wire, conf_to_wire
 from raftkv.state.machine import StateMachine
 from raftkv.state.results import Result
 from raftkv.storage.data_dir import remove_leftovers
-from raftkv.storage.errors import NodeFatal
+from raftkv.storage.errors import DAMAGED_WAY_OUT, NodeFatal, StoreDamaged
 from raftkv.storage.keys import Identity
 from raftkv.storage.log_store import LogStore
 from raftkv.storage.state_store import StateStore
@@ -79,6 +79,22 @@ class Stores:
         self.state = StateStore.open(self.directory / self.log.state_name, create=True)
         self._retired: list[StateStore] = []
         self.machine = StateMachine(self.state)
+        self._check_state()
+
+    def _check_state(self) -> None:
+        """A state the log cannot have led to, or cannot lead on from, is not ours: lost, or put back from a copy."""
+        applied, first, last = self.machine.applied_index, self.log.first_index(), self.log.last_index()
+        if not first - 1 <= applied <= last:
+            raise StoreDamaged(
+                self.state.path,
+                f"the state is as of log index {applied}, the log has {first} to {last}",
+                DAMAGED_WAY_OUT,
+            )
+
+    @property
+    def repaired(self) -> list[str]:
+        """What opening has put right after a kill or a power loss, for the log."""
+        return [text for text in (self.log.repaired, self.state.repaired) if text]
 
     def reader(self) -> LogReader:
         """What consensus starts from."""

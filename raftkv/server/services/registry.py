@@ -25,6 +25,7 @@ from raftkv.storage.errors import NodeFatal
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
 HAS_LEADER = "hasleader"
+ANSWER_EARLY_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +154,9 @@ def wants_leader(context: Context) -> bool:
 
 
 def deadline_of(context: Context) -> float | None:
-    """Until when the caller waits, as `loop.time()`; None where it did not say.
+    """Until when to work for the caller, as `loop.time()`; None where it did not say.
+
+    A little before it gives up itself: then it still hears whether its request was proposed.
 
     Raises:
         DeadlineExceeded: that moment has passed: nothing is to be proposed.
@@ -163,7 +166,7 @@ def deadline_of(context: Context) -> float | None:
         return None
     if remaining <= 0:
         raise DeadlineExceeded
-    return asyncio.get_running_loop().time() + remaining
+    return asyncio.get_running_loop().time() + remaining - min(ANSWER_EARLY_S, remaining / 10)
 
 
 def _unlimited() -> Inflight:
