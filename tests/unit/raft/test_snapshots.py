@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from raftkv.raft.messages import Append, AppendReply, InstallSnapshot
-from raftkv.raft.types import ConfState, Entry, EntryKind, SnapshotMeta
+from raftkv.raft.types import ConfState, Entry, EntryKind, HardState, SnapshotMeta
 from tests.unit.raft.harness import FAST, Cluster, Envelope, Node
 
 FORGETFUL = replace(FAST, cache_bytes_max=0)
@@ -88,6 +88,7 @@ def test_a_snapshot_of_what_the_log_holds_keeps_the_suffix() -> None:
     cluster.propose("a")
     cluster.propose("b")
     node = cluster[2]
+    node.disk.hard_state = HardState(1, 1, 0)
     node.restart()
     node.raft.step(1, InstallSnapshot(1, SnapshotMeta(2, 1, cluster.conf)))
     ready = node.raft.ready()
