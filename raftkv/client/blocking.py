@@ -35,6 +35,7 @@ from raftkv.client.events import Hook
 from raftkv.client.keys import Text
 from raftkv.client.kv import Sort
 from raftkv.client.maintenance import Maintenance
+from raftkv.client.methods import Method, RequestT, ResponseT
 from raftkv.client.options import DEFAULT, Consistency, Default, Routing, Timeout, TimeoutArg
 from raftkv.client.pool import ClientStats
 from raftkv.client.results import (
@@ -51,6 +52,7 @@ from raftkv.client.results import (
     TxnResult,
 )
 from raftkv.client.retry import Retry
+from raftkv.client.routing import Purpose
 from raftkv.client.txn import Branches, TxnBuilder
 
 T = TypeVar("T")
@@ -310,6 +312,17 @@ class Client:
     def connect(self, *, timeout: TimeoutArg = DEFAULT) -> None:
         """As `AsyncClient.connect`."""
         self._call(self._twin.connect(timeout=timeout))
+
+    def call(
+        self,
+        method: Method[RequestT, ResponseT],
+        request: RequestT,
+        purpose: Purpose = Purpose.READ,
+        *,
+        timeout: TimeoutArg = DEFAULT,
+    ) -> ResponseT:
+        """As `AsyncClient.call`."""
+        return self._call(self._twin.call(method, request, purpose, timeout=timeout))
 
     def close(self, *, grace_s: float = 0.0) -> None:
         """As `AsyncClient.close`. In a forked child this does nothing: the connections are the parent's."""

@@ -217,7 +217,7 @@ def _give_up(
         pool.outcomes_unknown += 1
         raise outcome_unknown(fault, endpoint=connection.endpoint, attempts=progress.attempts) from error
     time_is_up = decision.action is Action.TIME_IS_UP
-    if time_is_up and fault.kind is FaultKind.SILENT and pool.nobody_serves():
+    if time_is_up and fault.kind in (FaultKind.SILENT, FaultKind.TIMEOUT) and pool.nobody_serves():
         text = "no node can serve: the cluster has no leader, or no quorum"
         fault = replace(fault, kind=FaultKind.NO_LEADER, code="NO_LEADER", text=text)
     raise error_of(fault, endpoint=connection.endpoint, attempts=progress.attempts, time_is_up=time_is_up) from error

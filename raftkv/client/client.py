@@ -25,6 +25,7 @@ from raftkv.client.events import Hook, Hooks
 from raftkv.client.keys import Namespace, Text, to_bytes
 from raftkv.client.kv import KV, Context
 from raftkv.client.maintenance import Maintenance
+from raftkv.client.methods import Method, RequestT, ResponseT
 from raftkv.client.options import (
     CONSISTENCIES,
     DEFAULT,
@@ -39,6 +40,7 @@ from raftkv.client.options import (
 )
 from raftkv.client.pool import ClientStats, ConnectionState, Pool
 from raftkv.client.retry import Retry
+from raftkv.client.routing import Purpose
 
 DEFAULT_TIMEOUT: Final = Timeout()
 DEFAULT_RETRY: Final = Retry()
@@ -182,6 +184,28 @@ class AsyncClient(KV):
             Unavailable: no endpoint could be reached in time.
         """
         await self._context.pool.connect(timeout_from(timeout, self._context.timeout).total)
+
+    async def call(
+        self,
+        method: Method[RequestT, ResponseT],
+        request: RequestT,
+        purpose: Purpose = Purpose.READ,
+        *,
+        timeout: TimeoutArg = DEFAULT,
+    ) -> ResponseT:
+        """Make one call of `raftkv.client.methods` with protobuf messages, retried as any other call.
+
+        For what the typed methods leave out. Keys are sent as they are, without the client's namespace.
+
+        Args:
+            method: which RPC.
+            request: its request message.
+            purpose: what the request needs: a WRITE is never repeated where its outcome is unknown.
+            timeout: as in every call.
+        Raises:
+            RaftkvError: as every call.
+        """
+        return await self._context.call(method, request, purpose, timeout)
 
     async def close(self, *, grace_s: float = 0.0) -> None:
         """End all connections and everything that runs in the background. Calls made after this raise Closed.

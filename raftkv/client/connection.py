@@ -60,6 +60,7 @@ class Connection:
         "health",
         "health_check",
         "health_watch",
+        "heard_in",
         "inflight",
         "is_learner",
         "member_id",
@@ -88,6 +89,7 @@ class Connection:
         self.health = Health.UNKNOWN
         self.suspect = False  # its last attempt got no answer, and nothing was heard from it since
         self.foreign = False  # belongs to another cluster than the other endpoints: never used
+        self.heard_in = -1  # the router's generation in which it last gave a sign of life
         self.inflight = 0  # calls handed over and not ended; >= 0
         self.answers = 0  # calls that were answered, ever
         self.is_learner = False  # no vote; refuses most requests

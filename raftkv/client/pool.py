@@ -253,20 +253,40 @@ class Pool:
         term = header.raft_term
         router = self.router
         if term == router.term and header.leader == router.leader_id:
+            if connection.heard_in != router.generation:
+                router.heard(connection)
             return
         if term > router.term and not header.leader:
             self._discover.set()  # an election went by, and this server does not say who won
-        if router.observe(term, header.leader):
+        self._observe_leader(term, header.leader)
+        if term >= router.term:  # what was said in an earlier term may have been under way for long
+            router.heard(connection)
+
+    def _observe_leader(self, term: int, leader_id: int) -> None:
+        generation = self.router.generation
+        if self.router.observe(term, leader_id):
             self._leader_seen()
+        if self.router.generation != generation:
+            self._look_around()
+
+    def _look_around(self) -> None:
+        """A new generation began: ask every node that was not heard of in it for a sign of life."""
+        for connection in self.connections:
+            if connection.heard_in != self.router.generation and connection.is_ready():
+                self._suspected[connection].set()
 
     def unanswered(self, connection: Connection, epoch: int, *, silent: bool) -> None:
         """An attempt over `connection` got no answer: its time ran out (silent) or the connection broke."""
+        was_suspect = connection.suspect
         if silent:
             connection.stayed_silent(epoch)
         else:
             connection.broke(epoch)
         if connection.suspect:
             self._suspected[connection].set()
+            if not was_suspect:
+                self.router.doubt()
+                self._look_around()
 
     def wake(self) -> None:
         """A call begins while nobody watches for progress."""
@@ -327,6 +347,7 @@ class Pool:
         if ready:
             LOG.debug("raftkv client: connected to %s", connection.endpoint)
             connection.became_ready()
+            self.router.heard(connection)  # its process answered the handshake just now
             self._ready[connection].set()
             self._discover.set()
             self._set_state(ConnectionState.CONNECTED)
@@ -335,6 +356,8 @@ class Pool:
             LOG.info("raftkv client: connection to %s is gone", connection.endpoint)
             self._ready[connection].clear()
             connection.health = Health.UNKNOWN
+            self.router.doubt()
+            self._look_around()
             if not any(c.is_ready() for c in self.connections):
                 self._set_state(ConnectionState.SUSPENDED)
 
@@ -368,10 +391,12 @@ class Pool:
             if not connection.suspect and connection.is_ready():
                 epoch = connection.breaker.epoch
                 if await self._is_alive(connection, PROGRESS_PROBE_TIMEOUT_S):
+                    self.router.heard(connection)
                     continue
                 LOG.info("raftkv client: %s has fallen silent", connection.endpoint)
                 connection.broke(epoch)
-                self.router.forget_choices()
+                self.router.doubt()
+                self._look_around()
             while connection.suspect:
                 if connection.is_ready():
                     epoch = connection.breaker.epoch
@@ -379,6 +404,7 @@ class Pool:
                         # Evidence as good as a new connection: whatever made it silent is over.
                         connection.suspect = False
                         connection.breaker.connection_ready()
+                        self.router.heard(connection)
                         self.router.forget_choices()
                         self._wake_waiters()
                         break
@@ -454,8 +480,9 @@ class Pool:
             connection.is_learner = status.isLearner
             self.router.forget_choices()
         self.observe(connection, header)
-        if self.router.observe(max(status.raftTerm, header.raft_term), status.leader):
-            self._leader_seen()
+        self._observe_leader(max(status.raftTerm, header.raft_term), status.leader)
+        if header.raft_term >= self.router.term:
+            self.router.heard(connection)
 
     async def _declare_lost(self) -> None:
         """SUSPENDED for `lost_after_s` becomes LOST."""

@@ -7,6 +7,11 @@ outcome (ADR 0010). Each choice is sticky; it is made anew when its reason is go
 
 Leader knowledge is (term, leader). A term has at most one leader, so knowledge of a newer term replaces older, and
 within a term "unknown" never replaces a known leader: a node that lost sight of its leader proves nothing.
+
+What takes writes besides the leader needs recent evidence that it answers. Whenever something happened to the cluster
+(another leader, a broken or silent node) a new *generation* begins, in which every node has to be heard of again: the
+leader of before may be frozen with all its connections open, and a write sent there would be lost from sight. Until
+another node has been heard of in this generation, the leader itself takes the writes.
 """
 
 from __future__ import annotations
@@ -34,7 +39,16 @@ class Purpose(enum.Enum):
 class Router:
     """Chooses among the connections of one client."""
 
-    __slots__ = ("_chosen", "_connections", "_leader_preferred", "_random", "_routing", "leader_id", "term")
+    __slots__ = (
+        "_chosen",
+        "_connections",
+        "_leader_preferred",
+        "_random",
+        "_routing",
+        "generation",
+        "leader_id",
+        "term",
+    )
 
     def __init__(self, connections: Sequence[Connection], routing: Routing, chance: random.Random) -> None:
         self._connections: Final = tuple(connections)
@@ -50,12 +64,14 @@ class Router:
         }
         self.term = 0
         self.leader_id = 0
+        self.generation = 0  # never below any connection's `heard_in`
 
     def observe(self, term: int, leader_id: int) -> bool:
         """Take note of what an answer said. Returns whether the leader is news."""
         if term < self.term or (term == self.term and (leader_id in (0, self.leader_id))):
             return False
         changed = leader_id != self.leader_id
+        self.generation += 1
         self.term = term
         self.leader_id = leader_id
         if changed:
@@ -65,6 +81,17 @@ class Router:
     def forget_choices(self) -> None:
         """Something about a connection changed (health, member id, a break): choose anew."""
         self._chosen.clear()
+
+    def doubt(self) -> None:
+        """Something happened to a node: what was known of the others has to be proven anew."""
+        self.generation += 1
+        self._chosen.clear()
+
+    def heard(self, connection: Connection) -> None:
+        """The node behind `connection` gave a sign of life now."""
+        if connection.heard_in != self.generation:
+            connection.heard_in = self.generation
+            self._chosen.clear()
 
     def leader(self) -> Connection | None:
         """The leader's connection, if the leader is known and among the endpoints."""
@@ -99,7 +126,7 @@ class Router:
     def _choose(self, purpose: Purpose, avoid: Collection[Connection]) -> Connection | None:
         preferred = self._leader_preferred[purpose]
         best: list[Connection] = []
-        best_rank: tuple[bool, ...] = ()
+        best_rank: tuple[int, ...] = ()
         for connection in self._connections:
             if connection.foreign or not connection.is_ready():
                 continue
@@ -112,7 +139,7 @@ class Router:
                 connection.suspect,
                 connection.is_learner,
                 connection.health is Health.NOT_SERVING,
-                preferred is not None and is_leader is not preferred,
+                self._standing(connection, is_leader, preferred),
             )
             if not best or rank < best_rank:
                 best, best_rank = [connection], rank
@@ -126,3 +153,10 @@ class Router:
             self._chosen[purpose] = choice
         choice.breaker.admit()
         return choice
+
+    def _standing(self, connection: Connection, is_leader: bool, preferred: bool | None) -> int:
+        """How well the node's place in the cluster suits, 0 the best."""
+        unproven = connection.heard_in != self.generation
+        if preferred is False and self.leader_id:
+            return 1 if is_leader else 2 * unproven
+        return 2 * (preferred is not None and is_leader is not preferred) + unproven

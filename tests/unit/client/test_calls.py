@@ -37,7 +37,13 @@ async def settled(client, tools):
     """Wait until the client knows who leads and who is who."""
     pool = client._context.pool
     pool.enter()
-    await tools.until(lambda: all(c.member_id for c in pool.connections if c.is_ready()) and pool.router.leader_id)
+    router = pool.router
+    await tools.until(
+        lambda: (
+            router.leader_id
+            and all(c.member_id and c.heard_in == router.generation for c in pool.connections if c.is_ready())
+        )
+    )
 
 
 # --- the way of a call ------------------------------------------------------------------------------------------------
@@ -73,6 +79,7 @@ async def test_a_new_leader_is_followed(cluster, make_client, tools):
     writer = next(node for node in cluster.nodes if node.count("Put"))
     cluster.elect(writer.member_id)
     await client.put("k", "v")  # its answer tells
+    await settled(client, tools)
     for _ in range(5):
         await client.put("k", "v")
         await client.get("k")

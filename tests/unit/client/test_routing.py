@@ -23,6 +23,7 @@ class Stub:
     suspect: bool = False
     foreign: bool = False
     is_learner: bool = False
+    heard_in: int = -1
     health: Health = Health.SERVING
     breaker: Breaker = field(default_factory=lambda: Breaker(BreakerConfig(), lambda: 0.0, lambda state: None))
 
@@ -34,7 +35,13 @@ def make(routing="auto", size=3):
     stubs = [Stub(number + 1) for number in range(size)]
     router = Router(stubs, routing, random.Random(5))
     router.observe(2, 1)
+    hear_all(router, stubs)
     return router, stubs
+
+
+def hear_all(router, stubs):
+    for stub in stubs:
+        router.heard(stub)
 
 
 @pytest.mark.parametrize(
@@ -59,6 +66,7 @@ def test_a_choice_is_sticky_until_its_reason_is_gone():
     first = router.pick(Purpose.WRITE)
     assert all(router.pick(Purpose.WRITE) is first for _ in range(20))
     router.observe(3, first.member_id)
+    hear_all(router, stubs)
     second = router.pick(Purpose.WRITE)
     assert second is not first
     second.suspect = True
@@ -69,12 +77,28 @@ def test_a_choice_is_sticky_until_its_reason_is_gone():
     assert {first, second, third} == set(stubs)
 
 
+def test_after_an_election_the_new_leader_takes_writes_until_another_node_was_heard_of():
+    """The leader of before was frozen with its connections open, and got the writes that left the new leader."""
+    router, (frozen, writer, other) = make()
+    router.observe(3, writer.member_id)
+    router.heard(writer)
+    assert router.pick(Purpose.WRITE) is writer
+    router.heard(other)
+    assert router.pick(Purpose.WRITE) is other
+    router.doubt()  # a connection broke: what `other` said before that proves nothing now
+    assert router.pick(Purpose.WRITE) is writer
+    router.heard(frozen)
+    assert router.pick(Purpose.WRITE) is frozen  # awake again
+    assert router.pick(Purpose.READ) is writer  # reads go to the leader in any case
+
+
 def test_clients_spread_over_the_followers():
     chosen = set()
     for seed in range(30):
         stubs = [Stub(number) for number in (1, 2, 3)]
         router = Router(stubs, "auto", random.Random(seed))
         router.observe(2, 1)
+        hear_all(router, stubs)
         chosen.add(router.pick(Purpose.WRITE).member_id)
     assert chosen == {2, 3}
 
