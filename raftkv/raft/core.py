@@ -176,7 +176,7 @@ class Raft:
             return True  # answers such a question
         if isinstance(message, Vote) and not message.transfer and election.sticky(self):
             return False  # somebody who was cut off or removed; it must not depose a working leader (Ongaro 4.2.3)
-        leads = isinstance(message, (Append, Heartbeat, InstallSnapshot))
+        leads = isinstance(message, (Append, Heartbeat))
         if isinstance(message, InstallSnapshot) and message.meta.index > INDEX_MAX:
             return False
         self.become_follower(message.term, sender if leads else 0, f"{sender} is in term {message.term}")
@@ -425,6 +425,7 @@ class Raft:
         self.set_leader(leader)
         if was is Role.LEADER:
             self.reads.drop()
+            self.out.send_snapshots = []
             self.progress = {}
             self.uncommitted.clear()
             self.uncommitted_bytes = 0

@@ -279,9 +279,15 @@ def on_heartbeat(raft: Raft, sender: NodeId, message: Heartbeat) -> None:
 
 
 def on_install_snapshot(raft: Raft, sender: NodeId, message: InstallSnapshot) -> None:
-    """A whole, verified snapshot from the leader is on disk here."""
-    if not raft.heard_leader(sender):
+    """A whole, verified snapshot is on disk here.
+
+    What it holds is committed, whoever sent it: that it took long, and its sender does not lead any more, makes it no
+    less so. Therefore it shows nobody to be the leader either.
+    """
+    if raft.role is Role.LEADER:
         return
+    if sender == raft.leader:
+        raft.election_elapsed = 0
     log, meta = raft.log, message.meta
     fault = ""
     if not 0 < meta.term <= message.term or not meta.conf.voters:
@@ -300,6 +306,8 @@ def on_install_snapshot(raft: Raft, sender: NodeId, message: InstallSnapshot) ->
         raft.event("snapshot_ignored", by=sender, detail=f"the log holds {meta.term}/{meta.index}")
         log.commit_to(meta.index)
     else:
+        if raft.role is not Role.FOLLOWER:
+            raft.become_follower(raft.term, 0, "a snapshot replaces the log")
         log.restore(meta)
         raft.conf_history = membership.ConfHistory(meta.index, meta.conf)
         membership.adopt(raft, meta.conf)

@@ -214,3 +214,28 @@ def test_compaction_under_a_follower_that_waits_does_not_fool_it() -> None:
     assert log.term(log.first - 2) is None
     assert not log.matches(log.first - 2, 0)
     assert log.slice(1, 3, 1 << 20) is None
+
+
+def test_a_snapshot_does_not_show_its_sender_to_be_the_leader() -> None:
+    """It may have taken long: its content is good, but who sent it may not lead any more."""
+    cluster = Cluster(3)
+    node = cluster[2]
+    node.raft.become_follower(5, 3, "test")
+    install(cluster, node, 2, 4)
+    assert node.raft.leader == 3
+    node.raft.step(1, InstallSnapshot(7, SnapshotMeta(1, 4, cluster.conf)))
+    assert (node.raft.term, node.raft.leader) == (7, 0)
+    node.raft.step(3, Append(7, 2, 4, (), 2))
+    assert node.raft.leader == 3
+    cluster.work()
+    assert len(node.state) == 2
+
+
+def test_no_snapshot_is_asked_for_in_the_name_of_a_later_term() -> None:
+    cluster = Cluster(3, config=FORGETFUL)
+    leader = behind(cluster)
+    leader.raft.progress[3].become_probe()
+    leader.raft.step(3, AppendReply(1, 1, True, 1, 1))
+    assert leader.raft.status().progress[3].state == "snapshot"
+    leader.raft.step(2, Append(9, 0, 0, (), 0))
+    assert leader.raft.ready().send_snapshots == ()
