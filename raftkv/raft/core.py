@@ -133,7 +133,8 @@ class Raft:
         )
 
     def conf_at(self, index: Index) -> ConfState:
-        """The conf state as of an index between the compacted prefix and what is applied.
+        """The conf state as of what is applied, or before, back to the compacted prefix. (`conf` is ahead of what is
+        applied while a received snapshot is on its way to the disk.)
 
         Raises:
             LookupError: it is compacted.

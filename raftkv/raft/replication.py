@@ -309,7 +309,8 @@ def on_install_snapshot(raft: Raft, sender: NodeId, message: InstallSnapshot) ->
         if raft.role is not Role.FOLLOWER:
             raft.become_follower(raft.term, 0, "a snapshot replaces the log")
         log.restore(meta)
-        raft.conf_history = membership.ConfHistory(meta.index, meta.conf)
+        # What is known of before stays: until the snapshot is installed, the state machine is there.
+        raft.conf_history.add(meta.index, meta.conf)
         membership.adopt(raft, meta.conf)
         raft.event("snapshot_accepted", by=sender, detail=f"{meta.term}/{meta.index}")
     raft.verified = max(raft.verified, meta.index)

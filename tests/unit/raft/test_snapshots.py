@@ -152,6 +152,23 @@ def test_two_snapshots_in_short_time() -> None:
     assert len(node.state) == 5
 
 
+def test_until_it_is_installed_the_conf_state_of_before_is_known() -> None:
+    """C4: the state machine is still there."""
+    cluster = Cluster(3)
+    node = cluster[2]
+    later = ConfState((1, 2), learners=(3,))
+    for index, conf in ((2, cluster.conf), (5, later)):
+        cluster.states[index, 4] = [Entry(at, 1, EntryKind.NORMAL, b"") for at in range(1, index + 1)]
+        node.raft.step(1, InstallSnapshot(5, SnapshotMeta(index, 4, conf)))
+        node.take()
+    node.slow_disk = True
+    assert node.persist()
+    applied = node.state[-1].index
+    assert (applied, node.raft.conf_at(applied), node.raft.conf) == (2, cluster.conf, later)
+    assert node.persist()
+    assert node.raft.conf_at(5) == later
+
+
 def test_a_snapshot_of_a_cluster_we_are_not_in_is_ignored() -> None:
     cluster = Cluster(3)
     node = cluster[2].raft
