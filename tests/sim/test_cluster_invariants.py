@@ -29,7 +29,11 @@ class FakeNode:
 
     id: int
     durable: SimLog = field(default_factory=lambda: SimLog(CONF))
-    raft: Any = field(default_factory=lambda: SimpleNamespace(term=0, commit=0, role=Role.FOLLOWER, conf=CONF))
+    raft: Any = field(
+        default_factory=lambda: SimpleNamespace(
+            term=0, commit=0, role=Role.FOLLOWER, conf=CONF, log=SimpleNamespace(first=1)
+        )
+    )
     machine: Any = field(default_factory=lambda: SimpleNamespace(applied_index=0, rolling_hash=0))
 
 
