@@ -63,7 +63,7 @@ class Compaction:
                 return  # a snapshot was installed meanwhile, and brought its own beginning of the log
             cut = self._index_to_keep_from(index - config.snapshot_catchup_entries, config.snapshot_log_bytes // 2)
             if cut >= stores.log.first_index():
-                meta = SnapshotMeta(cut, stores.log.term(cut), stores.conf)
+                meta = SnapshotMeta(cut, stores.log.term(cut), runtime.replica.raft.conf_at(cut))
                 await runtime.write_log(lambda: stores.log.compact(meta))
                 runtime.replica.raft.compacted(cut)
                 self._cut_index = cut

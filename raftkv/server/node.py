@@ -91,10 +91,11 @@ async def _serve(config: NodeConfig) -> int:
     raft = Raft(
         stores.identity.node_id,
         _raft_config(config),
-        stores.reader(),
+        stores.log,
         stores.machine.applied_index,
         random.Random(incarnation),
     )
+    stores.check_membership(raft.conf)
     runtime = Runtime(config, stores, Replica(raft, incarnation), incarnation)
     members = stores.members()
     peer_server = grpc.aio.server(options=peers.SERVER_OPTIONS)

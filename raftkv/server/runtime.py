@@ -11,6 +11,7 @@ One turn runs without waiting: nobody else runs between what it reads and what i
 from __future__ import annotations
 
 import asyncio
+import shutil
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
@@ -292,6 +293,9 @@ class Runtime:
         """All of a snapshot is verified and on our disk, in the directory `state_name`."""
         self._received[meta.index] = state_name
         self.replica.receive(sender, InstallSnapshot(term, meta))
+        if self._raft.log.first != meta.index + 1:  # the log has as much, or the sender lost a race with another
+            unused = self.stores.directory / self._received.pop(meta.index)
+            self.spawn(asyncio.to_thread(shutil.rmtree, unused, ignore_errors=True), name="snapshot-unused")
         self._wake()
 
     def on_snapshot_sent(self, peer: NodeId, index: int, ok: bool) -> None:
@@ -352,7 +356,7 @@ class Runtime:
             self.fatal(fault)
         self.replica.installed(meta)
         self._compaction.installed(meta.index)
-        self.peers.update(self.spawn, self.stores.peer_addresses(self.stores.conf))
+        self.peers.update(self.spawn, self.stores.peer_addresses(meta.conf))
         self.log.info("snapshot_installed", index=meta.index, term=meta.term)
 
     def _apply(self, applies: Sequence[Apply]) -> Sequence[Sequence[Sequence[Result]]]:

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from raftkv._pb import raft_pb2
-from raftkv.raft.types import ConfState, HardState, LogReader, NodeId
+from raftkv.raft.types import ConfState, NodeId
 from raftkv.replica.effects import Apply
 from raftkv.server.config import NodeConfig, cluster_id, member_id
 from raftkv.server.convert import conf_from_wire, conf_to_wire
@@ -30,27 +30,6 @@ from raftkv.storage.state_store import StateStore
 
 EXIT_FATAL = 70
 """EX_SOFTWARE: the node must not go on, and restarting it as it is may not help."""
-
-
-class RecoveredLog:
-    """The log as consensus sees it at start: the configuration is that of the applied state.
-
-    A configuration takes effect when its entry is applied, so it is part of the state, not of the log's prefix.
-    """
-
-    def __init__(self, log: LogStore, conf: ConfState) -> None:
-        self._log = log
-        self._conf = conf
-        self.first_index = log.first_index
-        self.last_index = log.last_index
-        self.term = log.term
-        self.entries = log.entries
-        self.snapshot = log.snapshot
-
-    def initial_state(self) -> tuple[HardState, ConfState]:
-        """The durable hard state, and the configuration as of the applied index."""
-        hard_state, _ = self._log.initial_state()
-        return hard_state, self._conf
 
 
 class Stores:
@@ -96,16 +75,14 @@ class Stores:
         """What opening has put right after a kill or a power loss, for the log."""
         return [text for text in (self.log.repaired, self.state.repaired) if text]
 
-    def reader(self) -> LogReader:
-        """What consensus starts from."""
-        return RecoveredLog(self.log, self.conf)
+    def check_membership(self, conf: ConfState) -> None:
+        """Hold the membership that consensus found in the log against the one in the state, as of the same index.
 
-    @property
-    def conf(self) -> ConfState:
-        """The membership as of the applied index."""
-        if self.machine.conf:
-            return conf_from_wire(raft_pb2.ConfState.FromString(self.machine.conf))
-        return self.log.snapshot().conf
+        Raises:
+            StoreDamaged: they differ.
+        """
+        if self.machine.conf and conf_from_wire(raft_pb2.ConfState.FromString(self.machine.conf)) != conf:
+            raise StoreDamaged(self.state.path, "the state has another membership than the log", DAMAGED_WAY_OUT)
 
     def peer_addresses(self, conf: ConfState) -> Mapping[NodeId, str]:
         """Where the members of `conf` listen for peers."""

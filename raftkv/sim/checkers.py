@@ -182,9 +182,10 @@ class Invariants:
             raise Violation("S1", f"node {node.id} has another state at {machine.applied_index} than somebody before")
         if node.raft.log.first > machine.applied_index + 1:
             return  # a later snapshot is on its way to the disk, and consensus goes by its conf state already
-        conf = self._confs.setdefault(machine.applied_index, node.raft.conf)
-        if conf != node.raft.conf:
-            raise Violation("C3", f"node {node.id} has {node.raft.conf} at {machine.applied_index}, agreed is {conf}")
+        own = node.raft.conf_at(machine.applied_index)
+        conf = self._confs.setdefault(machine.applied_index, own)
+        if conf != own:
+            raise Violation("C3", f"node {node.id} has {own} at {machine.applied_index}, agreed is {conf}")
 
     def turn_done(self, node: Node) -> None:
         """A turn is over: which term it is, and who leads."""

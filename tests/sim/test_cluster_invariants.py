@@ -31,7 +31,7 @@ class FakeNode:
     durable: SimLog = field(default_factory=lambda: SimLog(CONF))
     raft: Any = field(
         default_factory=lambda: SimpleNamespace(
-            term=0, commit=0, role=Role.FOLLOWER, conf=CONF, log=SimpleNamespace(first=1)
+            term=0, commit=0, role=Role.FOLLOWER, conf=CONF, conf_at=lambda _: CONF, log=SimpleNamespace(first=1)
         )
     )
     machine: Any = field(default_factory=lambda: SimpleNamespace(applied_index=0, rolling_hash=0))
@@ -260,7 +260,7 @@ def commits_without_a_quorum(world: World) -> None:
 
 
 def conf_states_differ(world: World) -> None:
-    world.nodes[1].raft.conf = ConfState((1, 2))
+    world.nodes[1].raft.conf_at = lambda _: ConfState((1, 2))
     world.state(1, 1, 77)
     world.state(2, 1, 77)
 
