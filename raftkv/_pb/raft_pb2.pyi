@@ -251,17 +251,24 @@ class RaftPreVoteReply(_message.Message):
 
     TERM_FIELD_NUMBER: _builtins.int
     GRANTED_FIELD_NUMBER: _builtins.int
+    COMMIT_FIELD_NUMBER: _builtins.int
+    COMMIT_TERM_FIELD_NUMBER: _builtins.int
     term: _builtins.int
     granted: _builtins.bool
+    commit: _builtins.int
+    """What the refusing voter knows to be committed, and of which term that is: a candidate may have missed it."""
+    commit_term: _builtins.int
     def __init__(
         self,
         *,
         term: _builtins.int = ...,
         granted: _builtins.bool = ...,
+        commit: _builtins.int = ...,
+        commit_term: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["granted", b"granted", "term", b"term"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["commit", b"commit", "commit_term", b"commit_term", "granted", b"granted", "term", b"term"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -302,17 +309,24 @@ class RaftVoteReply(_message.Message):
 
     TERM_FIELD_NUMBER: _builtins.int
     GRANTED_FIELD_NUMBER: _builtins.int
+    COMMIT_FIELD_NUMBER: _builtins.int
+    COMMIT_TERM_FIELD_NUMBER: _builtins.int
     term: _builtins.int
     granted: _builtins.bool
+    commit: _builtins.int
+    """What the refusing voter knows to be committed, and of which term that is: a candidate may have missed it."""
+    commit_term: _builtins.int
     def __init__(
         self,
         *,
         term: _builtins.int = ...,
         granted: _builtins.bool = ...,
+        commit: _builtins.int = ...,
+        commit_term: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["granted", b"granted", "term", b"term"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["commit", b"commit", "commit_term", b"commit_term", "granted", b"granted", "term", b"term"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -20,6 +20,7 @@ from raftkv.cli import output
 from raftkv.cli.options import FORMATS
 
 if TYPE_CHECKING:
+    from raftkv.local.layout import Topology
     from raftkv.local.status import NodeRow
     from raftkv.local.supervisor import AsyncLocalCluster
 
@@ -56,9 +57,21 @@ def cluster() -> None:
     help="First port; each node takes two, for clients and peers. 0 takes free ones.  "
     "[default: as before in --dir, else 2379]",
 )
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Take nodes, base_port, host and the nodes' settings from a TOML file (see cluster/local.toml).",
+)
 @click.option("--detach", is_flag=True, help="Leave it running and return; `raftkv cluster down` ends it.")
 @click.option("--supervise", type=int, hidden=True, help="The detached half: say 'ready' on this descriptor.")
-def up(nodes: int | None, directory: Path | None, base_port: int | None, detach: bool, supervise: int | None) -> None:
+def up(
+    nodes: int | None,
+    directory: Path | None,
+    base_port: int | None,
+    config: Path | None,
+    detach: bool,
+    supervise: int | None,
+) -> None:
     """Start the cluster, and go on with the data that --dir holds.
 
     Shows a live table until Ctrl-C, which stops all nodes.
@@ -66,20 +79,28 @@ def up(nodes: int | None, directory: Path | None, base_port: int | None, detach:
     from raftkv.local import layout as layouts
 
     chosen = (directory or layouts.default_directory()).expanduser().absolute()
-    if base_port is None:
-        base_port = None if layouts.load(chosen) else layouts.DEFAULT_BASE_PORT
+    settings = layouts.read_topology(config) if config is not None else layouts.Topology()
+    settings = settings.with_options(nodes, base_port)
+    if settings.base_port is None and layouts.load(chosen) is None:
+        settings = settings.with_options(None, layouts.DEFAULT_BASE_PORT)
     if detach and supervise is None:
-        _detach(chosen, nodes, base_port)
+        _detach(chosen, settings, config)
         return
-    asyncio.run(_supervise(chosen, nodes, base_port, supervise))
+    asyncio.run(_supervise(chosen, settings, supervise))
 
 
-async def _supervise(directory: Path, nodes: int | None, base_port: int | None, ready_fd: int | None) -> None:
+async def _supervise(directory: Path, settings: Topology, ready_fd: int | None) -> None:
     from raftkv.local.control import ControlServer
     from raftkv.local.errors import LocalClusterError
     from raftkv.local.supervisor import AsyncLocalCluster, remove_cluster
 
-    local = AsyncLocalCluster(nodes, directory=directory, base_port=base_port)
+    local = AsyncLocalCluster(
+        settings.nodes,
+        directory=directory,
+        base_port=settings.base_port,
+        host=settings.host,
+        arguments=settings.arguments,
+    )
     tell = _Ready(ready_fd)
     end_on_signals()
     started = time.monotonic()
@@ -135,7 +156,7 @@ class _Ready:
             self._descriptor = None
 
 
-def _detach(directory: Path, nodes: int | None, base_port: int | None) -> None:
+def _detach(directory: Path, settings: Topology, config: Path | None) -> None:
     from raftkv.local import layout as layouts
     from raftkv.local.control import rows
 
@@ -143,8 +164,9 @@ def _detach(directory: Path, nodes: int | None, base_port: int | None) -> None:
     log = directory / "supervisor.log"
     read_end, write_end = os.pipe()
     command = [sys.executable, "-m", "raftkv", "cluster", "up", "--dir", str(directory), "--supervise", str(write_end)]
-    command += [] if nodes is None else ["--nodes", str(nodes)]
-    command += [] if base_port is None else ["--base-port", str(base_port)]
+    command += [] if settings.nodes is None else ["--nodes", str(settings.nodes)]
+    command += [] if settings.base_port is None else ["--base-port", str(settings.base_port)]
+    command += [] if config is None else ["--config", str(config)]
     with log.open("ab") as target:
         supervisor = subprocess.Popen(
             command,

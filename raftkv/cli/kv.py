@@ -138,6 +138,8 @@ def get(settings: Settings, key: str, range_end: str | None, **options: Any) -> 
     from raftkv.client.methods import RANGE
     from raftkv.client.routing import Purpose
 
+    if options["print_value_only"] and settings.output != "simple":
+        raise click.UsageError("--print-value-only goes with the output format 'simple' only")
     request = range_request(key, range_end, options)
     response = call(settings, RANGE, request, Purpose.STALE_READ if request.serializable else Purpose.READ)
     match settings.output:

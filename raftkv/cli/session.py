@@ -21,7 +21,6 @@ from raftkv.client.endpoints import resolve_endpoints
 from raftkv.client.errors import RaftkvError
 from raftkv.client.faults import error_of, understand
 from raftkv.client.methods import Method, RequestT, ResponseT
-from raftkv.client.options import DEFAULT
 from raftkv.client.routing import Purpose
 
 T = TypeVar("T")
@@ -36,7 +35,7 @@ def call(
 
     async def work() -> ResponseT:
         async with AsyncClient(settings.endpoints, timeout=settings.timeout_s) as client:
-            return await client._context.call(method, request, purpose, DEFAULT)
+            return await client.call(method, request, purpose)
 
     return _runner().run(work())
 

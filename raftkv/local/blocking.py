@@ -18,7 +18,7 @@ from typing import Any, Self, TypeVar
 from raftkv.local.layout import Layout
 from raftkv.local.process import NodeProcess
 from raftkv.local.status import NodeRow
-from raftkv.local.supervisor import AsyncLocalCluster
+from raftkv.local.supervisor import NODE_COMMAND, AsyncLocalCluster
 
 T = TypeVar("T")
 
@@ -35,6 +35,7 @@ class LocalCluster:
         host: str = "127.0.0.1",
         arguments: Sequence[str] = (),
         environment: dict[str, str] | None = None,
+        command: Sequence[str] = NODE_COMMAND,
     ) -> None:
         self._twin = AsyncLocalCluster(
             nodes,
@@ -43,6 +44,7 @@ class LocalCluster:
             host=host,
             arguments=arguments,
             environment=environment,
+            command=command,
         )
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None

@@ -9,8 +9,10 @@ DIR/n1/data/        its data directory
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import json
 import os
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +95,55 @@ class Layout:
         temporary.write_text(json.dumps(content, indent=2) + "\n")
         temporary.chmod(0o600)
         temporary.replace(target)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Topology:
+    """What a topology file or the command line says of a cluster that is to be started. None: not said."""
+
+    nodes: int | None = None
+    base_port: int | None = None
+    host: str = "127.0.0.1"
+    arguments: tuple[str, ...] = ()
+    """More arguments for every `raftkv node`."""
+
+    def with_options(self, nodes: int | None, base_port: int | None) -> Topology:
+        """What options say comes before what the file says."""
+        return dataclasses.replace(
+            self,
+            nodes=self.nodes if nodes is None else nodes,
+            base_port=self.base_port if base_port is None else base_port,
+        )
+
+
+_TOPOLOGY_TYPES: dict[str, type] = {"nodes": int, "base_port": int, "host": str, "node": dict}
+# What the supervisor decides for each node by itself.
+_OURS = ("name", "data_dir", "listen_client", "listen_peer", "initial_cluster")
+
+
+def read_topology(path: Path) -> Topology:
+    """Read a topology file.
+
+    Raises:
+        LocalClusterError: names the key that is unknown (with the nearest known one) or of the wrong type.
+    """
+    try:
+        content = tomllib.loads(path.read_text())
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise LocalClusterError(f"{path}: {error}") from error
+    for key, value in content.items():
+        kind = _TOPOLOGY_TYPES.get(key)
+        if kind is None:
+            near = difflib.get_close_matches(key, _TOPOLOGY_TYPES, 1) or [", ".join(_TOPOLOGY_TYPES)]
+            raise LocalClusterError(f"{path}: unknown key {key!r} (known: {near[0]})")
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise LocalClusterError(f"{path}: {key}: {value!r} is not {'a table' if kind is dict else kind.__name__}")
+    arguments: list[str] = []
+    for key, value in content.pop("node", {}).items():
+        if key.replace("-", "_") in _OURS:
+            raise LocalClusterError(f"{path}: node.{key}: the supervisor sets it for each node; leave it out")
+        arguments += [f"--{key.replace('_', '-')}", str(value)]
+    return Topology(**content, arguments=tuple(arguments))
 
 
 def address(host: str, port: int) -> str:

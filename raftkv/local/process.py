@@ -22,6 +22,7 @@ from raftkv.local import lifeline
 
 _POLL_S = 0.005
 _PROC = Path("/proc")
+_HAS_PROC = _PROC.exists()
 
 
 class NodeProcess:
@@ -140,7 +141,7 @@ class NodeProcess:
     async def wait_stopped(self, timeout_s: float) -> bool:
         """Wait until SIGSTOP has taken effect: a busy machine takes its time."""
         deadline = time.monotonic() + timeout_s
-        while self.alive and _PROC.exists() and not self._kernel_says_stopped():
+        while self.alive and _HAS_PROC and not self._kernel_says_stopped():
             if time.monotonic() >= deadline:
                 return False
             await asyncio.sleep(_POLL_S)
@@ -159,7 +160,7 @@ class NodeProcess:
         if pid is None:
             return None
         try:
-            if _PROC.exists():
+            if _HAS_PROC:
                 return int((_PROC / str(pid) / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
             shown = subprocess.run(["ps", "-o", "rss=", "-p", str(pid)], capture_output=True, text=True, check=True)
             return int(shown.stdout) * 1024

@@ -41,6 +41,7 @@ from raftkv.local.status import NodeRow, Probe, agreed, leader_of, summary, tabl
 if TYPE_CHECKING:
     from raftkv._pb import maintenance_pb2
 
+NODE_COMMAND = (sys.executable, "-m", "raftkv", "node")
 NODES_DEFAULT = 5
 NODES_MAX = 99
 _POLL_S = 0.025
@@ -74,7 +75,7 @@ class AsyncLocalCluster:
         host: str = "127.0.0.1",
         arguments: Sequence[str] = (),
         environment: dict[str, str] | None = None,
-        command: Sequence[str] = (sys.executable, "-m", "raftkv", "node"),
+        command: Sequence[str] = NODE_COMMAND,
     ) -> None:
         if nodes is not None and not 1 <= nodes <= NODES_MAX:
             raise LocalClusterError(f"nodes: {nodes} is not from 1 to {NODES_MAX}")

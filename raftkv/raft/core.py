@@ -19,10 +19,10 @@ from collections.abc import Callable, Iterable, Sequence
 from random import Random
 from typing import Any
 
-from raftkv.raft import election, membership, quorum, replication
+from raftkv.raft import election, membership, quorum, replication, transfer
 from raftkv.raft.config import RaftConfig
 from raftkv.raft.election import Candidacy
-from raftkv.raft.errors import InvalidTransferee, NotLeader, Overloaded, TransferInProgress
+from raftkv.raft.errors import NotLeader, Overloaded, TransferInProgress
 from raftkv.raft.log import ENTRY_OVERHEAD_BYTES, Log
 from raftkv.raft.messages import (
     Append,
@@ -39,10 +39,11 @@ from raftkv.raft.messages import (
     Vote,
     VoteReply,
 )
+from raftkv.raft.output import Output
 from raftkv.raft.progress import Progress, ProgressState
 from raftkv.raft.reads import Reads
 from raftkv.raft.ready import EVENT_KINDS, Event, Ready
-from raftkv.raft.status import ProgressStatus, Status
+from raftkv.raft.status import Status, status_of
 from raftkv.raft.types import (
     INDEX_MAX,
     NODE_ID_MAX,
@@ -51,7 +52,6 @@ from raftkv.raft.types import (
     ConfState,
     Entry,
     EntryKind,
-    HardState,
     Index,
     LogReader,
     NodeId,
@@ -102,25 +102,13 @@ class Raft:
         self.uncommitted_bytes = 0
         self.lead_transferee: NodeId = 0
         self.dirty = False  # something may be there to append
-        self._transfer_elapsed = 0
+        self.transfer_elapsed = 0
         self._heartbeat_elapsed = 0
-        self._beat_due = False
+        self.beat_due = False
 
         # Out.
         self.reads = Reads(self)
-        self.send_snapshots: list[tuple[NodeId, Index]] = []
-        self._messages: list[tuple[NodeId, Message]] = []
-        self._messages_after: list[tuple[NodeId, Message]] = []
-        self._events: list[Event] = []
-        self._role_changed = False
-        self._number = 0
-
-        # The disk.
-        self._handed = (self.term, self.vote)  # in the last Ready that had any
-        self._durable = self._handed
-        self._hard_writes: deque[tuple[int, tuple[Term, NodeId]]] = deque()  # (number of Ready, what it makes durable)
-        self._stall_ticks = 0
-        self._stall_write = 0
+        self.out = Output(self)
 
         self._draw_election_timeout()
 
@@ -134,7 +122,7 @@ class Raft:
     @property
     def disk_stalled(self) -> bool:
         """Whether the own disk has finished nothing for too long."""
-        return self._stall_ticks >= self.config.disk_stall_ticks
+        return self.out.stall_ticks >= self.config.disk_stall_ticks
 
     def accepts_proposals(self) -> bool:
         """Whether `propose` would take something now."""
@@ -145,7 +133,8 @@ class Raft:
         )
 
     def conf_at(self, index: Index) -> ConfState:
-        """The conf state as of an index between the compacted prefix and what is applied.
+        """The conf state as of what is applied, or before, back to the compacted prefix. (`conf` is ahead of what is
+        applied while a received snapshot is on its way to the disk.)
 
         Raises:
             LookupError: it is compacted.
@@ -154,39 +143,7 @@ class Raft:
 
     def status(self) -> Status:
         """A frozen view."""
-        log = self.log
-        progress = {
-            peer: ProgressStatus(
-                match=known.match,
-                next=known.next,
-                state=known.state.value,
-                paused=known.paused,
-                inflight_appends=len(known.inflights),
-                inflight_bytes=known.inflights.bytes,
-                pending_snapshot=known.pending_snapshot,
-                active=self.now - known.active_tick < self.config.election_ticks,
-                learner=not self.conf.is_voter(peer),
-            )
-            for peer, known in self.progress.items()
-        }
-        return Status(
-            id=self.node_id,
-            role=self.role,
-            term=self.term,
-            vote=self.vote,
-            leader=self.leader,
-            commit=log.commit,
-            applied=log.applied,
-            first=log.first,
-            last=log.last,
-            last_term=log.last_term,
-            stable=log.stable,
-            conf=self.conf,
-            lead_transferee=self.lead_transferee,
-            uncommitted_bytes=self.uncommitted_bytes,
-            disk_stalled=self.disk_stalled,
-            progress=progress,
-        )
+        return status_of(self)
 
     # Inputs: messages.
 
@@ -220,7 +177,7 @@ class Raft:
             return True  # answers such a question
         if isinstance(message, Vote) and not message.transfer and election.sticky(self):
             return False  # somebody who was cut off or removed; it must not depose a working leader (Ongaro 4.2.3)
-        leads = isinstance(message, (Append, Heartbeat, InstallSnapshot))
+        leads = isinstance(message, (Append, Heartbeat))
         if isinstance(message, InstallSnapshot) and message.meta.index > INDEX_MAX:
             return False
         self.become_follower(message.term, sender if leads else 0, f"{sender} is in term {message.term}")
@@ -242,33 +199,20 @@ class Raft:
     def tick(self) -> None:
         """One tick of time has passed."""
         self.now += 1
-        self._watch_disk()
+        self.out.tick()
         if self.role is Role.LEADER:
             self._tick_leader()
         else:
             election.tick(self)
         self.reads.tick()
 
-    def _watch_disk(self) -> None:
-        write = self.log.oldest_write
-        if write and write == self._stall_write:
-            self._stall_ticks += 1
-        else:
-            self._stall_write = write
-            self._stall_ticks = 0
-        if self._stall_ticks == self.config.disk_stall_ticks:
-            self.event("disk_stalled", detail=f"nothing written for {self._stall_ticks} ticks")
-
     def _tick_leader(self) -> None:
         config = self.config
         if self.disk_stalled:
             # It could go on for ever with the others' disks, or hang for ever when they need it (hashicorp/raft #503).
-            self.hand_over("disk stalled")
+            transfer.hand_over(self, "disk stalled")
             return
-        if self.lead_transferee:
-            self._transfer_elapsed += 1
-            if self._transfer_elapsed >= config.election_ticks:
-                self.abort_transfer()
+        transfer.tick(self)
         self._heartbeat_elapsed += 1
         if self._heartbeat_elapsed < config.heartbeat_ticks:
             return
@@ -277,10 +221,8 @@ class Raft:
             self.event("quorum_lost")
             self.become_follower(self.term, 0, "no quorum answers")
             return
-        self._beat_due = True
-        target = self.progress.get(self.lead_transferee)
-        if target is not None and target.match == self.log.last:
-            replication.send_timeout_now(self, self.lead_transferee)  # the first one may be lost
+        self.beat_due = True
+        transfer.remind(self)
         membership.maybe_leave(self)
 
     def _quorum_active(self) -> bool:
@@ -363,43 +305,7 @@ class Raft:
             NotLeader: `.leader` may be.
             InvalidTransferee: it is no voter.
         """
-        if self.role is not Role.LEADER:
-            raise NotLeader(self.leader)
-        if not self.conf.is_voter(target):
-            raise InvalidTransferee(target)
-        if target in (self.node_id, self.lead_transferee):
-            return
-        if self.lead_transferee:
-            self.abort_transfer()
-        self.lead_transferee = target
-        self._transfer_elapsed = 0
-        self.event("transfer_started", by=target)
-        progress = self.progress[target]
-        if progress.match == self.log.last:
-            replication.send_timeout_now(self, target)
-        else:
-            progress.paused = False
-            self.dirty = True
-
-    def abort_transfer(self) -> None:
-        """Lead on."""
-        self.event("transfer_aborted", by=self.lead_transferee)
-        self.lead_transferee = 0
-        # What was said to the target may still arrive. An entry that it was not told of makes that void: either its
-        # log does not end there any more, or it lacks what a majority has.
-        self.append_own([Entry(self.log.last + 1, self.term, EntryKind.NORMAL, b"")])
-
-    def hand_over(self, why: str) -> None:
-        """Stop leading; who has most of the log is told to campaign at once, so nobody waits for a timeout."""
-        heirs = [
-            (progress.match, peer)
-            for peer, progress in self.progress.items()
-            if peer in self.conf.voters and progress.state is ProgressState.REPLICATE
-        ]
-        if heirs:
-            match, heir = max(heirs)
-            self.send(heir, TimeoutNow(self.term, match))
-        self.become_follower(self.term, 0, why)
+        transfer.start(self, target)
 
     def campaign(self) -> None:
         """Stand for election now, with a pre-vote first."""
@@ -446,114 +352,53 @@ class Raft:
         self.log.compacted(index)
         self.conf_history.compacted(self.log.first - 1)
 
-    # Output.
+    # Output; see `output` for what it is made of.
 
     def has_ready(self) -> bool:
         """Whether `ready` has anything to say."""
-        log = self.log
         return bool(
-            self._messages
-            or self.dirty
-            or log.handed < log.last
-            or log.has_committed
-            or self._messages_after
-            or self._beat_due
-            or self._handed != (self.term, self.vote)
-            or log.install is not None
-            or self.reads.confirmed
-            or self.reads.dropped
+            self.dirty
+            or self.beat_due
             or self.reads.want_round
             or self.reads.want_forward
-            or self.send_snapshots
-            or self._events
+            or self.reads.confirmed
+            or self.reads.dropped
+            or self.out.pending
         )
 
     def ready(self) -> Ready:
         """Take what must happen next; see `raftkv.raft.ready` for the order in which to obey it."""
-        log = self.log
         if self.role is Role.LEADER:
-            if self._beat_due or self.reads.want_round:
-                replication.beat(self, to_learners=self._beat_due)
-                self._beat_due = False
+            if self.beat_due or self.reads.want_round:
+                replication.beat(self, to_learners=self.beat_due)
+                self.beat_due = False
             if self.dirty:
                 replication.flush(self)
         elif self.reads.want_forward:
             self.reads.forward()
-
-        self._number += 1
-        install = log.take_install()
-        entries = log.take_unstable()
-        hard = (self.term, self.vote)
-        must_sync = bool(entries) or install is not None or hard != self._handed
-        hard_state = None
-        if must_sync:
-            hard_state = HardState(self.term, self.vote, log.commit)
-            log.write_begins(self._number)
-            if hard != self._handed:
-                self._hard_writes.append((self._number, hard))
-                self._handed = hard
-        messages, after = self._messages, self._messages_after
-        if hard != self._durable:
-            messages, after = [], messages + after  # R14: nothing is said in a term that is not durable
-        elif after and not log.writing:
-            messages, after = messages + after, []  # the disk was quicker than this turn
-        ready = Ready(
-            self._number,
-            hard_state,
-            entries,
-            install,
-            tuple(messages),
-            tuple(after),
-            log.take_committed(self.config.committed_bytes_max),
-            tuple(self.reads.confirmed),
-            tuple(self.reads.dropped),
-            tuple(self.send_snapshots),
-            self._role_changed,
-            tuple(self._events),
-            must_sync,
-        )
-        self._clear_out()
-        return ready
-
-    def _clear_out(self) -> None:
-        self._messages = []
-        self._messages_after = []
-        self._role_changed = False
-        # A list is only made anew where there was something: most turns have none of these.
-        if self.reads.confirmed:
-            self.reads.confirmed = []
-        if self.reads.dropped:
-            self.reads.dropped = []
-        if self.send_snapshots:
-            self.send_snapshots = []
-        if self._events:
-            self._events = []
+        return self.out.take()
 
     def persisted(self, number: int) -> None:
         """Ready `number`, and all before it, are durable."""
-        self._stall_ticks = 0
-        moved = self.log.persisted(number)
-        hard_writes = self._hard_writes
-        while hard_writes and hard_writes[0][0] <= number:
-            self._durable = hard_writes.popleft()[1]
+        moved = self.out.persisted(number)
         if self.role is Role.LEADER:
             if moved and self.log.stable > self.log.commit:
                 replication.maybe_commit(self)
-        elif self.role is Role.CANDIDATE and self._durable == (self.term, self.node_id):
+        elif self.role is Role.CANDIDATE and self.out.durable == (self.term, self.node_id):
             election.own_vote_durable(self)
 
     def send(self, to: NodeId, message: Message) -> None:
         """Let a message leave with the next Ready, in parallel with the disk."""
-        self._messages.append((to, message))
+        self.out.messages.append((to, message))
 
     def send_after(self, to: NodeId, message: Message) -> None:
         """Let a message leave once everything so far is durable."""
-        self._messages_after.append((to, message))
+        self.out.messages_after.append((to, message))
 
     def event(self, kind: str, *, by: NodeId = 0, detail: str = "") -> None:
         """Something a log line is worth."""
         assert kind in EVENT_KINDS, kind
-        self._events.append(Event(kind, self.term, self.leader, by, detail))
+        self.out.events.append(Event(kind, self.term, self.leader, by, detail))
 
     def ignored(self, sender: NodeId, fault: str) -> None:
         """A message has impossible content."""
@@ -581,11 +426,12 @@ class Raft:
         self.set_leader(leader)
         if was is Role.LEADER:
             self.reads.drop()
+            self.out.send_snapshots = []
             self.progress = {}
             self.uncommitted.clear()
             self.uncommitted_bytes = 0
             self.lead_transferee = 0
-            self.dirty = self._beat_due = False
+            self.dirty = self.beat_due = False
         if was is not Role.FOLLOWER:
             self.event("stepped_down", detail=why)
         self._reset_election_timer()
@@ -620,14 +466,14 @@ class Raft:
     def become_leader(self) -> None:
         """Lead the term we were elected in."""
         assert self.role is Role.CANDIDATE
-        assert self._durable == (self.term, self.node_id), "elected on a vote that is not durable"  # D1
+        assert self.out.durable == (self.term, self.node_id), "elected on a vote that is not durable"  # D1
         self._set_role(Role.LEADER)
         self.set_leader(self.node_id)
         self.candidacy.clear()
         log = self.log
         self.token = 0
         self._heartbeat_elapsed = 0
-        self._beat_due = False
+        self.beat_due = False
         self.lead_transferee = 0
         self.progress = {}
         membership.sync_progress(self)
@@ -642,7 +488,7 @@ class Raft:
     def _set_role(self, role: Role) -> None:
         if role is not self.role:
             self.role = role
-            self._role_changed = True
+            self.out.role_changed = True
 
     def _reset_election_timer(self) -> None:
         self.election_elapsed = 0

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from raftkv.raft import quorum
 from raftkv.raft.messages import PreVote, PreVoteReply, TimeoutNow, Vote, VoteReply
 from raftkv.raft.quorum import VoteResult
-from raftkv.raft.types import NodeId, Role
+from raftkv.raft.types import Index, NodeId, Role, Term
 
 if TYPE_CHECKING:
     from raftkv.raft.core import Raft
@@ -30,10 +30,11 @@ REQUESTED = "requested"
 class Candidacy:
     """What a node remembers on its way to an election; a leader that is heard ends it."""
 
-    __slots__ = ("attempts", "delay", "evidence", "postponed", "refused", "retry", "votes")
+    __slots__ = ("attempts", "delay", "evidence", "postponed", "reason", "refused", "retry", "votes")
 
     def __init__(self) -> None:
         self.votes: dict[NodeId, bool] = {}  # answers to the present campaign; empty unless (pre-)candidate
+        self.reason = ""  # of the present campaign
         self.attempts = 0  # elections that came to nothing since a leader was heard
         self.evidence = False  # the last leader's process is gone: campaign soon again when this one fails
         self.delay = -1  # ticks until the campaign after evidence, -1: none is planned
@@ -66,14 +67,15 @@ def campaign(raft: Raft, reason: str) -> None:
         raft.candidacy.postponed = reason
         return
     raft.candidacy.postponed = ""
+    raft.candidacy.reason = reason
     if reason == TRANSFER or not raft.config.pre_vote:
-        _stand(raft, reason)
+        _stand(raft)
         return
     raft.become_pre_candidate()
     raft.event("pre_campaign", detail=reason)
     raft.candidacy.retry = raft.config.evidence_retry_ticks
     raft.candidacy.votes[raft.node_id] = True
-    if not _decide_pre_vote(raft, reason):
+    if not _decide_pre_vote(raft):
         _ask_pre_votes(raft)
 
 
@@ -88,17 +90,17 @@ def _other_voters(raft: Raft) -> list[NodeId]:
     return sorted({*raft.conf.voters, *raft.conf.outgoing} - {raft.node_id})
 
 
-def _decide_pre_vote(raft: Raft, reason: str) -> bool:
+def _decide_pre_vote(raft: Raft) -> bool:
     result = quorum.vote_result(raft.conf, raft.candidacy.votes)
     if result is VoteResult.WON:
-        _stand(raft, reason)
+        _stand(raft)
         return True
     if result is VoteResult.LOST:
         give_up(raft, "pre-vote refused")
     return False
 
 
-def _stand(raft: Raft, reason: str) -> None:
+def _stand(raft: Raft) -> None:
     """Raise the term and ask for votes; the requests leave once our own vote is durable."""
     raft.become_candidate()
     # Those who said yes a moment ago may have been split between candidates: then it is not the full silence that
@@ -106,8 +108,8 @@ def _stand(raft: Raft, reason: str) -> None:
     base = min(raft.config.candidate_ticks << min(raft.candidacy.attempts, 16), raft.config.election_ticks)
     raft.election_timeout = raft.random.randrange(base, 2 * base)
     raft.candidacy.attempts += 1
-    raft.event("campaign", detail=reason)
-    request = Vote(raft.term, raft.log.last, raft.log.last_term, reason == TRANSFER)
+    raft.event("campaign", detail=raft.candidacy.reason)
+    request = Vote(raft.term, raft.log.last, raft.log.last_term, raft.candidacy.reason == TRANSFER)
     for voter in _other_voters(raft):
         raft.send(voter, request)
 
@@ -176,17 +178,34 @@ def on_pre_vote(raft: Raft, sender: NodeId, message: PreVote) -> None:
     else:
         # With our own term, so that a candidate whose term is smaller catches up and is not refused for ever
         # (etcd #8243).
-        raft.send(sender, PreVoteReply(raft.term, False))
+        raft.send(sender, PreVoteReply(raft.term, False, *_commit_known(raft)))
+
+
+def _commit_known(raft: Raft) -> tuple[Index, Term]:
+    """What a refused candidate gets to know. Where the others' last voters were removed together with the leader, they
+    alone may know of it: they cannot stand any more, will not vote for a shorter log, and the candidate still
+    counts them in. Told that the change is committed, it needs them no longer."""
+    return raft.log.commit, raft.log.term(raft.log.commit) or 0
+
+
+def _learn_commit(raft: Raft, commit: Index, commit_term: Term) -> None:
+    """An entry that is committed is so for everybody who holds it, whoever tells."""
+    if commit_term > 0 and raft.log.commit < commit and raft.log.matches(commit, commit_term):
+        raft.log.commit_to(commit)
 
 
 def on_pre_vote_reply(raft: Raft, sender: NodeId, message: PreVoteReply) -> None:
     """An answer to our pre-vote."""
-    if raft.role is not Role.PRE_CANDIDATE:
+    if raft.role is Role.LEADER:
         return
+    if not message.granted:
+        _learn_commit(raft, message.commit, message.commit_term)
+    if raft.role is not Role.PRE_CANDIDATE:
+        return  # perhaps the refusal itself has just told us of a later term
     if message.granted and message.term != raft.term + 1:
         return  # of an earlier campaign
     raft.candidacy.votes[sender] = message.granted
-    _decide_pre_vote(raft, EVIDENCE if raft.candidacy.evidence else TIMEOUT)
+    _decide_pre_vote(raft)
 
 
 def on_vote(raft: Raft, sender: NodeId, message: Vote) -> None:
@@ -204,11 +223,13 @@ def on_vote(raft: Raft, sender: NodeId, message: Vote) -> None:
         raft.event("vote_granted", by=sender)
         raft.send(sender, VoteReply(raft.term, True))
     else:
-        raft.send(sender, VoteReply(raft.term, False))
+        raft.send(sender, VoteReply(raft.term, False, *_commit_known(raft)))
 
 
 def on_vote_reply(raft: Raft, sender: NodeId, message: VoteReply) -> None:
     """An answer in our election."""
+    if not message.granted and raft.role is not Role.LEADER:
+        _learn_commit(raft, message.commit, message.commit_term)
     if raft.role is Role.CANDIDATE:
         raft.candidacy.votes.setdefault(sender, message.granted)
         _decide_vote(raft)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from raftkv.raft import quorum, replication
+from raftkv.raft import quorum, replication, transfer
 from raftkv.raft.errors import ConfChangePending, InvalidConfChange
 from raftkv.raft.progress import Inflights, Progress
 from raftkv.raft.types import (
@@ -188,9 +188,11 @@ def adopt(raft: Raft, conf: ConfState) -> None:
     replication.notify_commit(raft, raft.progress)
     sync_progress(raft)
     if raft.lead_transferee and not conf.is_voter(raft.lead_transferee):
-        raft.abort_transfer()
+        transfer.abort(raft)
     if not conf.is_voter(raft.node_id):
-        raft.hand_over("removed from the voters")  # Ongaro 4.2.2, and its last service: somebody takes over at once
+        transfer.hand_over(
+            raft, "removed from the voters"
+        )  # Ongaro 4.2.2, and its last service: somebody takes over at once
         return
     replication.maybe_commit(raft)  # the new majority may be smaller
     raft.reads.check()

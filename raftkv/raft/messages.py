@@ -39,10 +39,15 @@ class PreVote:
 
 @dataclass(frozen=True, slots=True)
 class PreVoteReply:
-    """`term` is that of the request when granted, the voter's own when not."""
+    """`term` is that of the request when granted, the voter's own when not.
+
+    A refusal says how far the voter knows the log to be committed: a candidate that holds that entry may rely on it.
+    """
 
     term: Term
     granted: bool
+    commit: Index = 0
+    commit_term: Term = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +62,12 @@ class Vote:
 
 @dataclass(frozen=True, slots=True)
 class VoteReply:
-    """Leaves only when the vote is durable."""
+    """Leaves only when the vote is durable. A refusal tells the commit index, as in `PreVoteReply`."""
 
     term: Term
     granted: bool
+    commit: Index = 0
+    commit_term: Term = 0
 
 
 @dataclass(frozen=True, slots=True)

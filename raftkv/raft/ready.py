@@ -72,7 +72,8 @@ class Ready:
     dropped_reads: tuple[int, ...]
     """Contexts whose read must be asked for again: the leader changed."""
     send_snapshots: tuple[tuple[NodeId, Index], ...]
-    """(peer, index): stream it a snapshot at least that new, then call `Raft.snapshot_sent`."""
+    """(peer, index): stream it a snapshot at least that new, in the name of the present term, then call
+    `Raft.snapshot_sent`."""
     role_changed: bool
     events: tuple[Event, ...]
     must_sync: bool

@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from raftkv.raft import membership, quorum
+from raftkv.raft import membership, quorum, transfer
 from raftkv.raft.log import entry_bytes
-from raftkv.raft.messages import Append, AppendReply, Heartbeat, HeartbeatReply, InstallSnapshot, TimeoutNow
+from raftkv.raft.messages import Append, AppendReply, Heartbeat, HeartbeatReply, InstallSnapshot
 from raftkv.raft.progress import Progress, ProgressState
 from raftkv.raft.types import Entry, Index, NodeId, Role
 
@@ -79,7 +79,7 @@ def _send_snapshot(raft: Raft, peer: NodeId, progress: Progress) -> bool:
         return False  # nobody is there to take it
     index = raft.log.first - 1
     progress.become_snapshot(index)
-    raft.send_snapshots.append((peer, index))
+    raft.out.send_snapshots.append((peer, index))
     raft.event("snapshot_needed", by=peer)
     return True
 
@@ -97,7 +97,10 @@ def beat(raft: Raft, *, to_learners: bool) -> None:
 
 
 def notify_commit(raft: Raft, peers: Iterable[NodeId]) -> None:
-    """Tell `peers` how far the log is committed, if it is news to them; one that lags hears it when it has the entry."""
+    """Tell `peers` how far the log is committed, if it is news to them.
+
+    One that lags hears it as soon as it has the entry.
+    """
     for peer in peers:
         progress = raft.progress.get(peer)
         if progress is not None:
@@ -164,8 +167,8 @@ def on_append_reply(raft: Raft, sender: NodeId, message: AppendReply) -> None:
             _send_notice(raft, sender, progress)
         if progress.next <= log.last:
             raft.dirty = True
-        if sender == raft.lead_transferee and progress.match == log.last:
-            send_timeout_now(raft, sender)
+        if sender == raft.lead_transferee:
+            transfer.remind(raft)
 
 
 def on_heartbeat_reply(raft: Raft, sender: NodeId, message: HeartbeatReply) -> None:
@@ -184,11 +187,6 @@ def on_heartbeat_reply(raft: Raft, sender: NodeId, message: HeartbeatReply) -> N
         # The append, or its acknowledgement, may be lost: ask again.
         progress.paused = False
         send_append(raft, sender, progress, even_empty=True)
-
-
-def send_timeout_now(raft: Raft, target: NodeId) -> None:
-    """Tell `target`, which has everything, to campaign."""
-    raft.send(target, TimeoutNow(raft.term, raft.log.last))
 
 
 def snapshot_sent(raft: Raft, peer: NodeId, index: Index, *, ok: bool) -> None:
@@ -281,9 +279,15 @@ def on_heartbeat(raft: Raft, sender: NodeId, message: Heartbeat) -> None:
 
 
 def on_install_snapshot(raft: Raft, sender: NodeId, message: InstallSnapshot) -> None:
-    """A whole, verified snapshot from the leader is on disk here."""
-    if not raft.heard_leader(sender):
+    """A whole, verified snapshot is on disk here.
+
+    What it holds is committed, whoever sent it: that it took long, and its sender does not lead any more, makes it no
+    less so. Therefore it shows nobody to be the leader either.
+    """
+    if raft.role is Role.LEADER:
         return
+    if sender == raft.leader:
+        raft.election_elapsed = 0
     log, meta = raft.log, message.meta
     fault = ""
     if not 0 < meta.term <= message.term or not meta.conf.voters:
@@ -302,8 +306,11 @@ def on_install_snapshot(raft: Raft, sender: NodeId, message: InstallSnapshot) ->
         raft.event("snapshot_ignored", by=sender, detail=f"the log holds {meta.term}/{meta.index}")
         log.commit_to(meta.index)
     else:
+        if raft.role is not Role.FOLLOWER:
+            raft.become_follower(raft.term, 0, "a snapshot replaces the log")
         log.restore(meta)
-        raft.conf_history = membership.ConfHistory(meta.index, meta.conf)
+        # What is known of before stays: until the snapshot is installed, the state machine is there.
+        raft.conf_history.add(meta.index, meta.conf)
         membership.adopt(raft, meta.conf)
         raft.event("snapshot_accepted", by=sender, detail=f"{meta.term}/{meta.index}")
     raft.verified = max(raft.verified, meta.index)

@@ -47,6 +47,12 @@ class Compaction:
             self._running = True
             self._runtime.spawn(self._cut(), name="compaction")
 
+    def installed(self, index: int) -> None:
+        """A snapshot stands for everything up to `index` now."""
+        self._cut_index = index
+        self._marks = deque([(index, self._bytes)])
+        self._cut_bytes = self._bytes
+
     async def _cut(self) -> None:
         runtime = self._runtime
         stores, config = runtime.stores, runtime.config
@@ -56,8 +62,8 @@ class Compaction:
             if runtime.machine is not machine:
                 return  # a snapshot was installed meanwhile, and brought its own beginning of the log
             cut = self._index_to_keep_from(index - config.snapshot_catchup_entries, config.snapshot_log_bytes // 2)
-            if cut > self._cut_index:
-                meta = SnapshotMeta(cut, stores.log.term(cut), stores.conf)
+            if cut >= stores.log.first_index():
+                meta = SnapshotMeta(cut, stores.log.term(cut), runtime.replica.raft.conf_at(cut))
                 await runtime.write_log(lambda: stores.log.compact(meta))
                 runtime.replica.raft.compacted(cut)
                 self._cut_index = cut

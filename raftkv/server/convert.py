@@ -57,7 +57,11 @@ def _pre_vote(out: pb.PeerMessage, message: m.PreVote) -> None:
 
 
 def _pre_vote_reply(out: pb.PeerMessage, message: m.PreVoteReply) -> None:
-    out.pre_vote_reply.CopyFrom(pb.RaftPreVoteReply(term=message.term, granted=message.granted))
+    out.pre_vote_reply.CopyFrom(
+        pb.RaftPreVoteReply(
+            term=message.term, granted=message.granted, commit=message.commit, commit_term=message.commit_term
+        )
+    )
 
 
 def _vote(out: pb.PeerMessage, message: m.Vote) -> None:
@@ -72,7 +76,11 @@ def _vote(out: pb.PeerMessage, message: m.Vote) -> None:
 
 
 def _vote_reply(out: pb.PeerMessage, message: m.VoteReply) -> None:
-    out.vote_reply.CopyFrom(pb.RaftVoteReply(term=message.term, granted=message.granted))
+    out.vote_reply.CopyFrom(
+        pb.RaftVoteReply(
+            term=message.term, granted=message.granted, commit=message.commit, commit_term=message.commit_term
+        )
+    )
 
 
 def _timeout_now(out: pb.PeerMessage, message: m.TimeoutNow) -> None:
@@ -169,9 +177,13 @@ _FROM_WIRE: dict[str, Callable[[pb.PeerMessage], PeerMessage]] = {
     "heartbeat": lambda p: m.Heartbeat(p.heartbeat.term, p.heartbeat.commit, p.heartbeat.token),
     "heartbeat_reply": lambda p: m.HeartbeatReply(p.heartbeat_reply.term, p.heartbeat_reply.token),
     "pre_vote": lambda p: m.PreVote(p.pre_vote.term, p.pre_vote.last_index, p.pre_vote.last_term),
-    "pre_vote_reply": lambda p: m.PreVoteReply(p.pre_vote_reply.term, p.pre_vote_reply.granted),
+    "pre_vote_reply": lambda p: m.PreVoteReply(
+        p.pre_vote_reply.term, p.pre_vote_reply.granted, p.pre_vote_reply.commit, p.pre_vote_reply.commit_term
+    ),
     "vote": lambda p: m.Vote(p.vote.term, p.vote.last_index, p.vote.last_term, p.vote.transfer),
-    "vote_reply": lambda p: m.VoteReply(p.vote_reply.term, p.vote_reply.granted),
+    "vote_reply": lambda p: m.VoteReply(
+        p.vote_reply.term, p.vote_reply.granted, p.vote_reply.commit, p.vote_reply.commit_term
+    ),
     "timeout_now": lambda p: m.TimeoutNow(p.timeout_now.term, p.timeout_now.last_index),
     "read_index": lambda p: m.ReadIndex(p.read_index.term, p.read_index.context),
     "read_index_reply": lambda p: m.ReadIndexReply(

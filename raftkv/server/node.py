@@ -28,12 +28,15 @@ from raftkv.server.errors import RequestError
 from raftkv.server.health import Health
 from raftkv.server.runtime import Runtime
 from raftkv.server.snapshots import SnapshotReceiver
-from raftkv.server.stores import Stores
+from raftkv.server.stores import EXIT_FATAL, Stores
 from raftkv.state.commands import CommandKind
+from raftkv.state.results import Refusal
 from raftkv.state.store import StoreDamaged
 from raftkv.storage.errors import NodeFatal, StoreUnusable
 
 DRAIN_S = 5.0
+LINGER_S = 0.3
+REFUSED_S = 1.0
 
 SWITCH_INTERVAL_S = 1e-3
 """The disk thread must get the interpreter back soon after an fsync; at the default of 5 ms a busy loop starves it."""
@@ -56,6 +59,19 @@ def run(config: NodeConfig) -> int:
     except (StoreUnusable, StoreDamaged, NodeFatal, transport.BindError) as fault:
         print(f"raftkv: {config.name}: {fault}", file=sys.stderr)
         return 1
+    except ExceptionGroup as group:
+        # A part of the node failed in a way nobody foresaw. What it would do next is unknown, so it does nothing.
+        structlog.get_logger().error("node_failed", node=config.name, exc_info=group)
+        logs.flush()
+        Stores.die(_first_of(group))
+        return EXIT_FATAL
+
+
+def _first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    fault: BaseException = group
+    while isinstance(fault, BaseExceptionGroup):
+        fault = fault.exceptions[0]
+    return fault
 
 
 def _raft_config(config: NodeConfig) -> RaftConfig:
@@ -69,14 +85,17 @@ def _raft_config(config: NodeConfig) -> RaftConfig:
 async def _serve(config: NodeConfig) -> int:
     log = structlog.get_logger().bind(node=config.name)
     stores = Stores(config)
+    for text in stores.repaired:
+        log.warning("store_repaired", detail=text)
     incarnation = secrets.randbits(63) | 1
     raft = Raft(
         stores.identity.node_id,
         _raft_config(config),
-        stores.reader(),
+        stores.log,
         stores.machine.applied_index,
         random.Random(incarnation),
     )
+    stores.check_membership(raft.conf)
     runtime = Runtime(config, stores, Replica(raft, incarnation), incarnation)
     members = stores.members()
     peer_server = grpc.aio.server(options=peers.SERVER_OPTIONS)
@@ -108,6 +127,8 @@ async def _serve(config: NodeConfig) -> int:
         reason = await stop
         log.info("node_stopping", reason=reason)
         await runtime.drain()
+        # Clients that watch our health go elsewhere now; what they had sent before is still served.
+        await asyncio.sleep(LINGER_S)
         registered.end_streams()
         await client_server.stop(DRAIN_S)
         publish.cancel()
@@ -128,9 +149,11 @@ async def _publish(runtime: Runtime, config: NodeConfig) -> None:
         peer_urls=[f"http://{config.initial_cluster[config.name]}"],
         client_urls=[f"http://{config.advertise_client}"],
     )
+    payload = attributes.SerializeToString(deterministic=True)
     while runtime.machine.members.get(runtime.node_id) != attributes:
         with contextlib.suppress(RequestError):
-            await runtime.propose(CommandKind.MEMBER_ATTR, attributes.SerializeToString(deterministic=True), None)
+            if isinstance(await runtime.propose(CommandKind.MEMBER_ATTR, payload, None), Refusal):
+                await asyncio.sleep(REFUSED_S)  # while an alarm stops every write
 
 
 def _stop_on_signals(config: NodeConfig) -> asyncio.Future[str]:

@@ -11,6 +11,7 @@ One turn runs without waiting: nobody else runs between what it reads and what i
 from __future__ import annotations
 
 import asyncio
+import shutil
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
@@ -47,7 +48,11 @@ TICKS_AT_ONCE_MAX = 5
 """A loop that was held up catches up by so many ticks at most: after a pause of the whole process, the messages that
 waited in the sockets are to be heard before time is."""
 
-SWEEP_KEYS = 200
+EXPIRE_TICKS = 2
+HEALTH_TICKS = 10
+SWEEP_CHANGES = 100
+SWEEP_SHARE = 0.2
+"""Of each tick, for taking out what was compacted: enough to keep up with any rate of writes, and no caller notices."""
 DISK_STALLED_S = 1.0
 
 
@@ -76,6 +81,7 @@ class Runtime:
         self._leasing = Leasing(LeasePort(self), time.monotonic, incarnation, is_done)
         self._turn_due = False
         self._stopping = False
+        self._closed = False
         self._probing = False
         self._received: dict[int, str] = {}  # index of a received snapshot -> its state directory
         self._installing: dict[int, SnapshotMeta] = {}  # number of the write -> what it installs
@@ -257,6 +263,7 @@ class Runtime:
 
     def close(self) -> None:
         """End the disk thread and close the stores; nobody may call anything afterwards."""
+        self._closed = True
         self._disk.close()
         self.stores.close()
 
@@ -266,6 +273,7 @@ class Runtime:
 
     def end_tasks(self) -> None:
         """End everything that `start` and `spawn` began."""
+        self._stopping = True
         for task in self._own_tasks:
             task.cancel()
 
@@ -309,6 +317,9 @@ class Runtime:
         """All of a snapshot is verified and on our disk, in the directory `state_name`."""
         self._received[meta.index] = state_name
         self.replica.receive(sender, InstallSnapshot(term, meta))
+        if self._raft.log.first != meta.index + 1:  # the log has as much, or the sender lost a race with another
+            unused = self.stores.directory / self._received.pop(meta.index)
+            self.spawn(asyncio.to_thread(shutil.rmtree, unused, ignore_errors=True), name="snapshot-unused")
         self._wake()
 
     def on_snapshot_sent(self, peer: NodeId, index: int, ok: bool) -> None:
@@ -325,6 +336,8 @@ class Runtime:
 
     def _turn(self) -> None:
         self._turn_due = False
+        if self._closed:
+            return  # what the disk thread had still reported
         try:
             self._obey()
         except Exception as fault:  # noqa: BLE001 - half a turn is done; going on would be a lie to peers and callers
@@ -372,7 +385,8 @@ class Runtime:
             self.fatal(fault)
         self.replica.installed(meta)
         self.on_applied()
-        self.peers.update(self.spawn, self.stores.peer_addresses(self.stores.conf))
+        self._compaction.installed(meta.index)
+        self.peers.update(self.spawn, self.stores.peer_addresses(meta.conf))
         self.log.info("snapshot_installed", index=meta.index, term=meta.term)
 
     def _apply(self, applies: Sequence[Apply]) -> Sequence[Sequence[Sequence[Result]]]:
@@ -401,13 +415,22 @@ class Runtime:
                 self.replica.tick()
                 self._leasing.tick()
             count += 1
-            if count % 10 == 0:
+            if self.machine.sweeping:
+                self._sweep()
+            if count % EXPIRE_TICKS == 0:
                 self.callers.expire()
+            if count % HEALTH_TICKS == 0:
                 self._leasing.work()
                 self._update_health()
-                if self.machine.sweeping:
-                    self.machine.sweep(SWEEP_KEYS)
             self._turn()
+
+    def _sweep(self) -> None:
+        end = self._loop.time() + self.config.tick_ms / 1000 * SWEEP_SHARE
+        try:
+            while self.machine.sweep(SWEEP_CHANGES) and self._loop.time() < end:
+                pass
+        except Exception as fault:  # noqa: BLE001 - the state could not be written
+            self.fatal(fault)
 
     # Evidence, health, events.
 

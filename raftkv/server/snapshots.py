@@ -61,7 +61,7 @@ class SnapshotSender:
         """Begin to send `peer` a snapshot at `index` or later, unless one is on its way."""
         if peer not in self._active:
             self._active.add(peer)
-            self._runtime.spawn(self._send(peer, index), name=f"snapshot-{peer:x}")
+            self._runtime.spawn(self._send(peer, index, self._runtime.term), name=f"snapshot-{peer:x}")
 
     async def spool(self, index: int) -> SnapshotFile:
         """A file with the state as of `index` or later, written now unless one is there."""
@@ -71,7 +71,8 @@ class SnapshotSender:
             if file is not None and file.meta.index >= max(index, stores.log.first_index() - 1):
                 return file
             machine = self._runtime.machine
-            meta = SnapshotMeta(machine.applied_index, machine.applied_term, stores.conf)
+            conf = self._runtime.replica.raft.conf_at(machine.applied_index)
+            meta = SnapshotMeta(machine.applied_index, machine.applied_term, conf)
             view = stores.state.view()
             try:
                 return await asyncio.to_thread(self._spool.create, view, meta)
@@ -82,7 +83,7 @@ class SnapshotSender:
         """The state as of now."""
         return Backup(await self.spool(self._runtime.machine.applied_index))
 
-    async def _send(self, peer: NodeId, index: int) -> None:
+    async def _send(self, peer: NodeId, index: int, term: int) -> None:
         log = structlog.get_logger().bind(node=self._runtime.config.name, peer=f"{peer:x}")
         sent, ok = index, False
         try:
@@ -90,7 +91,7 @@ class SnapshotSender:
             sent = file.meta.index
             began = time.monotonic()
             log.info("snapshot_sending", index=sent, bytes=file.size)
-            await self._transfer(peer, file)
+            await self._transfer(peer, file, term)
             ok = True
             log.info("snapshot_sent", index=sent, bytes=file.size, seconds=round(time.monotonic() - began, 3))
         except (grpc.aio.AioRpcError, SnapshotFailed, OSError, TimeoutError) as fault:
@@ -100,12 +101,12 @@ class SnapshotSender:
             self._active.discard(peer)
             self._runtime.on_snapshot_sent(peer, sent, ok)
 
-    async def _transfer(self, peer: NodeId, file: SnapshotFile) -> None:
+    async def _transfer(self, peer: NodeId, file: SnapshotFile, term: int) -> None:
         address = self._runtime.peers.address(peer)
         if address is None:
             raise SnapshotFailed("the peer is no member any more")
         first = raft_pb2.SnapshotChunk(
-            term=self._runtime.term,
+            term=term,
             meta=convert.meta_to_wire(file.meta),
             snapshot_id=file.snapshot_id,
             total_bytes=file.size,

@@ -16,41 +16,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from raftkv._pb import raft_pb2
-from raftkv.raft.types import ConfState, HardState, LogReader, NodeId
+from raftkv.raft.types import ConfState, NodeId
 from raftkv.replica.effects import Apply
 from raftkv.server.config import NodeConfig, cluster_id, member_id
 from raftkv.server.convert import conf_from_wire, conf_to_wire
 from raftkv.state.machine import StateMachine
 from raftkv.state.results import Result
 from raftkv.storage.data_dir import remove_leftovers
-from raftkv.storage.errors import NodeFatal
+from raftkv.storage.errors import DAMAGED_WAY_OUT, NodeFatal, StoreDamaged
 from raftkv.storage.keys import Identity
 from raftkv.storage.log_store import LogStore
 from raftkv.storage.state_store import StateStore
 
 EXIT_FATAL = 70
 """EX_SOFTWARE: the node must not go on, and restarting it as it is may not help."""
-
-
-class RecoveredLog:
-    """The log as consensus sees it at start: the configuration is that of the applied state.
-
-    A configuration takes effect when its entry is applied, so it is part of the state, not of the log's prefix.
-    """
-
-    def __init__(self, log: LogStore, conf: ConfState) -> None:
-        self._log = log
-        self._conf = conf
-        self.first_index = log.first_index
-        self.last_index = log.last_index
-        self.term = log.term
-        self.entries = log.entries
-        self.snapshot = log.snapshot
-
-    def initial_state(self) -> tuple[HardState, ConfState]:
-        """The durable hard state, and the configuration as of the applied index."""
-        hard_state, _ = self._log.initial_state()
-        return hard_state, self._conf
 
 
 class Stores:
@@ -79,17 +58,31 @@ class Stores:
         self.state = StateStore.open(self.directory / self.log.state_name, create=True)
         self._retired: list[StateStore] = []
         self.machine = StateMachine(self.state)
+        self._check_state()
 
-    def reader(self) -> LogReader:
-        """What consensus starts from."""
-        return RecoveredLog(self.log, self.conf)
+    def _check_state(self) -> None:
+        """A state the log cannot have led to, or cannot lead on from, is not ours: lost, or put back from a copy."""
+        applied, first, last = self.machine.applied_index, self.log.first_index(), self.log.last_index()
+        if not first - 1 <= applied <= last:
+            raise StoreDamaged(
+                self.state.path,
+                f"the state is as of log index {applied}, the log has {first} to {last}",
+                DAMAGED_WAY_OUT,
+            )
 
     @property
-    def conf(self) -> ConfState:
-        """The membership as of the applied index."""
-        if self.machine.conf:
-            return conf_from_wire(raft_pb2.ConfState.FromString(self.machine.conf))
-        return self.log.snapshot().conf
+    def repaired(self) -> list[str]:
+        """What opening has put right after a kill or a power loss, for the log."""
+        return [text for text in (self.log.repaired, self.state.repaired) if text]
+
+    def check_membership(self, conf: ConfState) -> None:
+        """Hold the membership that consensus found in the log against the one in the state, as of the same index.
+
+        Raises:
+            StoreDamaged: they differ.
+        """
+        if self.machine.conf and conf_from_wire(raft_pb2.ConfState.FromString(self.machine.conf)) != conf:
+            raise StoreDamaged(self.state.path, "the state has another membership than the log", DAMAGED_WAY_OUT)
 
     def peer_addresses(self, conf: ConfState) -> Mapping[NodeId, str]:
         """Where the members of `conf` listen for peers."""

@@ -63,7 +63,6 @@ class Invariants:
     """All that was ever true, and the checks against it."""
 
     def __init__(self, conf: ConfState) -> None:
-        self._conf = conf
         self._nodes: dict[NodeId, Node] = {}
         self._ghosts: dict[NodeId, _Ghost] = {}
         self._leaders: dict[Term, NodeId] = {}
@@ -76,6 +75,7 @@ class Invariants:
         self.log: list[Entry] = []
         """Every entry that was ever applied, in order: the log on which the cluster has agreed."""
         self._hashes: dict[Index, int] = {}
+        self._confs: dict[Index, ConfState] = {0: conf}
 
     # Life.
 
@@ -180,9 +180,15 @@ class Invariants:
         expected = self._hashes.setdefault(machine.applied_index, machine.rolling_hash)
         if expected != machine.rolling_hash:
             raise Violation("S1", f"node {node.id} has another state at {machine.applied_index} than somebody before")
+        if node.raft.log.first > machine.applied_index + 1:
+            return  # a later snapshot is on its way to the disk, and consensus goes by its conf state already
+        own = node.raft.conf_at(machine.applied_index)
+        conf = self._confs.setdefault(machine.applied_index, own)
+        if conf != own:
+            raise Violation("C3", f"node {node.id} has {own} at {machine.applied_index}, agreed is {conf}")
 
     def turn_done(self, node: Node) -> None:
-        """A turn is over: who leads, and what is committed."""
+        """A turn is over: which term it is, and who leads."""
         raft, ghost = node.raft, self._ghosts[node.id]
         if raft.term < self._terms.get(node.id, 0):
             raise Violation("R11", f"node {node.id} went back to term {raft.term}")
@@ -193,8 +199,6 @@ class Invariants:
                 raise Violation("R1", f"nodes {self._leaders[raft.term]} and {node.id} lead term {raft.term}")
             if ghost.led != raft.term:
                 self._check_complete(node, ghost)
-        if raft.commit != ghost.commit:
-            self._check_commit(node, ghost, leads and ghost.led == raft.term)
         ghost.led = raft.term if leads else 0
 
     def _check_complete(self, node: Node, ghost: _Ghost) -> None:
@@ -202,8 +206,12 @@ class Invariants:
         if index >= ghost.base and ghost.link(index) != self._committed[index]:
             raise Violation("R4", f"node {node.id} leads term {node.raft.term} without the committed entry {index}")
 
-    def _check_commit(self, node: Node, ghost: _Ghost, led: bool) -> None:
-        commit = node.raft.commit
+    def committing(self, node: Node) -> None:
+        """A turn has handed out its write, and applied nothing yet: what is committed, by the present conf state."""
+        raft, ghost = node.raft, self._ghosts[node.id]
+        commit = raft.commit
+        if commit == ghost.commit:
+            return
         if commit < ghost.commit:
             raise Violation("R7", f"commit of node {node.id} fell from {ghost.commit} to {commit}")
         link = ghost.link(commit)
@@ -211,14 +219,17 @@ class Invariants:
             raise Violation("R7", f"node {node.id} commits {commit}, its log is {ghost.base}..{ghost.last}")
         if self._committed.setdefault(commit, link) != link:
             raise Violation("R7", f"node {node.id} commits another entry {commit} than somebody before")
-        if led:
-            if ghost.terms[commit - ghost.base] != node.raft.term:
-                raise Violation("R8", f"leader {node.id} commits {commit}, which is not of its term")
-            self.check_durable(node.raft.conf, commit, node.raft.term)
+        term = ghost.terms[commit - ghost.base]
+        if term == ghost.led:  # it may have stepped down since, in this very turn
+            self._check_durable(raft.conf, commit, term)
+            self.committed_max = max(self.committed_max, commit)
+        elif raft.role is Role.LEADER and ghost.led == raft.term:
+            raise Violation("R8", f"leader {node.id} commits {commit}, which is not of its term")
+        elif commit > self.committed_max:
+            raise Violation("R9", f"node {node.id} commits {commit}, leaders have committed {self.committed_max}")
         ghost.commit = commit
-        self.committed_max = max(self.committed_max, commit)
 
-    def check_durable(self, conf: ConfState, index: Index, term: Term) -> None:
+    def _check_durable(self, conf: ConfState, index: Index, term: Term) -> None:
         """Whether an entry would survive a loss of power of all nodes at this moment (D1)."""
         for voters in (conf.voters, conf.outgoing):
             having = [voter for voter in voters if _has(self._nodes[voter].durable, index, term)]

@@ -17,7 +17,7 @@ from raftkv.sim import operations
 from raftkv.sim.checkers import Invariants
 from raftkv.sim.clock import TICK, Scheduler
 from raftkv.sim.faults import FaultMix, Faults
-from raftkv.sim.history import READS, Answer, History, Operation, Outcome
+from raftkv.sim.history import READS, Answer, History, Operation, Outcome, Violation
 from raftkv.sim.network import Network
 from raftkv.sim.node import NodeOptions, SimNode
 from raftkv.sim.workload import Workload
@@ -31,7 +31,10 @@ class SimConfig:
     """What a run is made of."""
 
     nodes: int
+    """How many voters there are at first."""
     options: NodeOptions
+    spares: int = 0
+    """Nodes that are there, but no members until they are added."""
     faults: FaultMix = field(default_factory=FaultMix)
     call_interval_ticks: float = 3.0
     keys: int = 4
@@ -66,10 +69,12 @@ class SimConfig:
             entry_bytes_max=random.choice((1, 200, 1 << 20)),
             lazy_turns=random.random() < 0.7,
         )
+        faults = FaultMix.drawn(random)
         return cls(
             nodes=nodes or random.choice((1, 2, 3, 3, 3, 4, 5, 5)),
             options=options,
-            faults=FaultMix.drawn(random),
+            spares=random.choice((1, 2)) if faults.membership else 0,
+            faults=faults,
             call_interval_ticks=random.choice((1.0, 3.0, 10.0)),
             keys=random.choice((1, 3, 8)),
         )
@@ -89,12 +94,13 @@ class SimCluster:
         self.history = History()
         clocks = Random(f"{seed}/clocks")
         self.nodes: dict[NodeId, SimNode] = {}
-        for node_id in conf.voters:
+        node_ids = range(1, config.nodes + config.spares + 1)
+        for node_id in node_ids:
             spread = 1 + config.faults.clock_spread * clocks.random()
             rate = spread if clocks.random() < 0.5 else 1 / spread
             chance = Random(f"{seed}/node/{node_id}")
             self.nodes[node_id] = SimNode(node_id, conf, config.options, self.scheduler, chance, self, rate)
-        self.network = Network(self.scheduler, Random(f"{seed}/network"), conf.voters, self)
+        self.network = Network(self.scheduler, Random(f"{seed}/network"), node_ids, self)
         self.network.weather = config.faults.weather
         self.faults = Faults(self, Random(f"{seed}/faults"), config.faults)
         self.workload = Workload(self, Random(f"{seed}/workload"), config.call_interval_ticks, config.keys)
@@ -132,6 +138,15 @@ class SimCluster:
         """Who leads the latest term, as the nodes see it; 0: nobody."""
         leaders = [(node.raft.term, node.id) for node in self.nodes.values() if node.up and leads(node)]
         return max(leaders)[1] if leaders else 0
+
+    def members(self) -> list[SimNode]:
+        """Who takes part, as the leader sees it; nobody while there is none, or a change is under way."""
+        leader = self.leader()
+        if not leader:
+            return []
+        raft = self.nodes[leader].raft
+        changing = raft.conf.joint or raft.pending_conf_index > raft.log.applied
+        return [] if changing else [self.nodes[member] for member in raft.conf.members()]
 
     def note(self, text: str) -> None:
         """A line for the reader of a trace."""
@@ -191,6 +206,9 @@ class SimCluster:
             self.note(f"{node.id} persist #{persist.number} {persist.hard_state} {entries}{install}")
         self.invariants.persisting(node, persist)
 
+    def committing(self, node: SimNode) -> None:
+        self.invariants.committing(node)
+
     def applying(self, node: SimNode, apply: Apply) -> None:
         if not self.invariants.applying(node, apply.entry):
             return
@@ -210,9 +228,8 @@ class SimCluster:
     def told(self, operation: Operation, outcome: Outcome, answer: Answer | None) -> None:
         if operation.outcome is Outcome.UNKNOWN:
             return  # the client had gone
-        if outcome is Outcome.OK and operation.index:
-            entry = self.invariants.log[operation.index - 1]
-            self.invariants.check_durable(self.nodes[operation.node].raft.conf, entry.index, entry.term)
+        if operation.index > self.invariants.committed_max:
+            raise Violation("D1", f"entry {operation.index} is answered, but no leader has committed it: {operation}")
         self.history.returned(operation, outcome, answer)
         self.workload.saw(operation)
         self.note(f"client   {operation}")

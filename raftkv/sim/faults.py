@@ -6,13 +6,15 @@ never get deep into any.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from random import Random
 from typing import TYPE_CHECKING
 
+from raftkv.raft.describe import conf_change as describe_change
 from raftkv.raft.errors import RaftRefused
-from raftkv.raft.types import NodeId, Role
+from raftkv.raft.types import ConfChange, ConfChangeKind, NodeId, Role
 from raftkv.sim.clock import TICK
 from raftkv.sim.network import Link, Weather
 
@@ -40,6 +42,8 @@ class FaultMix:
     """A node stands for election out of the blue."""
     false_evidence: float = 0.0
     """A node is told that its leader is gone, which is not so."""
+    membership: float = 0.0
+    """The leader is asked to add, demote or remove some nodes."""
 
     interval_ticks: float = 25.0
     """Time between two faults, on average."""
@@ -62,8 +66,8 @@ class FaultMix:
         if random.random() < 0.5:
             weather.loose = random.choice((0.05, 0.3, 1.0))
             weather.lost = random.choice((0.0, 0.05, 0.3))
-            weather.doubled = random.choice((0.0, 0.1, 0.5))
             weather.late_ticks = random.choice((1, 5, 30))
+        weather.doubled = random.choice((0.0, 0.1, 0.5))
         weather.delay = random.choice((TICK // 20, TICK // 5, TICK, 2 * TICK))
         mix.clock_spread = random.choice((0.0, 0.0, 0.2, 1.0))
         mix.evidence = random.choice((0.0, 0.5, 1.0))
@@ -238,11 +242,8 @@ class Faults:
         node = self._cluster.nodes[leader]
 
         def transfer() -> None:
-            try:
+            with contextlib.suppress(RaftRefused):  # it does not lead any more: the fault hits nobody
                 node.raft.transfer_leadership(target)
-            except RaftRefused:
-                pass  # it does not lead any more: the fault hits nobody
-            else:
                 self._note(f"transfer {leader} => {target}")
 
         node.do(transfer)
@@ -250,6 +251,18 @@ class Faults:
     def _campaign(self) -> None:
         node = self._cluster.nodes[self._some_node()]
         node.do(lambda: node.raft.campaign())
+
+    def _membership(self) -> None:
+        node, nodes, random = self._cluster.nodes[self._leader()], sorted(self._cluster.nodes), self._random
+        chosen = random.sample(nodes, min(len(nodes), random.choice((1, 1, 1, 2, 3))))
+        change = ConfChange(tuple((random.choice(list(ConfChangeKind)), other) for other in chosen))
+
+        def propose() -> None:
+            with contextlib.suppress(RaftRefused):  # it makes no sense now, or comes too early
+                node.raft.propose_conf_change(change)
+                self._note(f"change {describe_change(change)}")
+
+        node.do(propose)
 
     def _false_evidence(self) -> None:
         node = self._cluster.nodes[self._some_node()]

@@ -2,8 +2,8 @@
 
 The witness: the log gives an order of the commands. They are replayed in that order on a plain dict, which knows
 nothing of the state machine, and every answer must be the one of the replay. A read has its place by its revision.
-Real time is then the only other thing that must agree: an operation that began after another had returned has its
-place after it.
+Real time is then the only other thing that must agree: what began after somebody had been told of a revision must not
+be older. For writes that follows, because they enter the log after they began; reads are checked for it.
 
     called -> (the log applies it, once at most) -> returned: OK, FAILED (never applied), UNKNOWN (perhaps)
 """
@@ -70,7 +70,6 @@ class Operation:
     answer: Answer | None = None
     floor: int = 0  # the greatest revision that anybody had been told of when it began
     witness: Answer | None = None  # what the replay of the log says
-    changed: bool = False  # whether the replay says that it made its revision
     index: int = 0  # the entry that carried it
 
     def __str__(self) -> str:
@@ -90,20 +89,20 @@ class Model:
         self._items: dict[bytes, Item] = {}
         self._past: dict[bytes, tuple[list[int], list[Item | None]]] = {}
 
-    def apply(self, operation: Operation) -> tuple[Answer, bool]:
-        """The answer, and whether it changed something."""
+    def apply(self, operation: Operation) -> Answer:
+        """What a write answers."""
         key, before = operation.key, self._items.get(operation.key)
         if operation.kind is Kind.PUT:
-            return (self._put(key, operation.value), before if operation.wants_previous else None), True
+            return self._put(key, operation.value), before if operation.wants_previous else None
         if operation.kind is Kind.DELETE:
             if before is None:
-                return (self.revision, None), False
+                return self.revision, None
             self._set(key, None)
-            return (self.revision, before), True
+            return self.revision, before
         assert operation.kind is Kind.SWAP, f"{operation.kind} is no write"
         if operation.expected == (before[4] if before else 0):
-            return (self._put(key, operation.value), True), True
-        return (self.revision, before), False
+            return self._put(key, operation.value), True
+        return self.revision, before
 
     def read(self, operation: Operation, revision: int) -> object:
         """What a read at `revision` must see."""
@@ -153,12 +152,8 @@ class History:
                 raise Violation("X1", f"applied twice, in entries {operation.index} and {index}: {operation}")
             if operation.outcome is Outcome.FAILED:
                 raise Violation("K3", f"applied in entry {index} after it had failed for certain: {operation}")
-            operation.witness, operation.changed = self.model.apply(operation)
+            operation.witness = self.model.apply(operation)
             operation.index = index
-            if operation.changed and operation.witness[0] <= operation.floor:
-                raise Violation(
-                    "K1", f"made revision {operation.witness[0]}, but began after {operation.floor} was told"
-                )
 
     def returned(self, operation: Operation, outcome: Outcome, answer: Answer | None = None) -> None:
         """A client is told the outcome; `answer` for OK only."""

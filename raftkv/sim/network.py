@@ -54,7 +54,7 @@ class Weather:
     lost: float = 0.0
     """...never arrive,"""
     doubled: float = 0.0
-    """...arrive twice,"""
+    """...arrive twice (so do forwarded commands, the second time late),"""
     late_ticks: int = 1
     """...and all are held up for up to so many ticks."""
 
@@ -82,6 +82,8 @@ class Network:
     BREAK_TICKS = 20
     """After so long a cut link has broken its streams (keepalive)."""
     RECONNECT_TICKS = 3
+    ECHO_TICKS = 60
+    """How late the copy of a message may come."""
 
     def __init__(self, scheduler: Scheduler, random: Random, nodes: Iterable[NodeId], endpoints: Endpoints) -> None:
         self._scheduler = scheduler
@@ -139,6 +141,11 @@ class Network:
         while flights and flights[0].gone:
             flights.popleft()
         self._endpoints.arrived(stream.sender, stream.receiver, flight.message)
+        random = self._random
+        if isinstance(flight.message, Forward) and self.weather.doubled and random.random() < self.weather.doubled:
+            # As if it had been sent again on a stream that was slow: perhaps the receiver leads another term by then.
+            delay = random.randint(1, self.ECHO_TICKS * TICK)
+            self._scheduler.after(delay, lambda: self._arrive_late(stream, flight.message))
 
     # Streams.
 
@@ -162,16 +169,16 @@ class Network:
         at = 0
         for flight in rest[:kept]:
             at = max(at, random.randint(1, TICK // 2 + late))
-            again = _Flight(flight.message)
-            self._scheduler.after(at, lambda again=again: self._arrive_late(stream, again))  # type: ignore[misc]
+            message = flight.message
+            self._scheduler.after(at, lambda message=message: self._arrive_late(stream, message))  # type: ignore[misc]
         for node, peer in ((sender, receiver), (receiver, sender)):
             delay = random.randint(0, TICK)
             self._scheduler.after(delay, lambda node=node, peer=peer: self._endpoints.broken(node, peer))  # type: ignore[misc]
         self._reconnect_later(stream)
 
-    def _arrive_late(self, stream: _Stream, flight: _Flight) -> None:
+    def _arrive_late(self, stream: _Stream, message: PeerMessage) -> None:
         if (stream.sender, stream.receiver) not in self.cut:
-            self._endpoints.arrived(stream.sender, stream.receiver, flight.message)
+            self._endpoints.arrived(stream.sender, stream.receiver, message)
 
     @staticmethod
     def _abandon(stream: _Stream) -> None:

@@ -15,7 +15,7 @@ from raftkv.raft.config import RaftConfig
 from raftkv.raft.core import Raft
 from raftkv.raft.messages import InstallSnapshot
 from raftkv.raft.ready import Event
-from raftkv.raft.types import ConfState, Entry, EntryKind, Index, NodeId, SnapshotMeta, Term
+from raftkv.raft.types import ConfState, Entry, EntryKind, Index, NodeId, Role, SnapshotMeta, Term
 from raftkv.replica.effects import Answers, Apply, PeerMessage, Persist
 from raftkv.replica.proposals import Pending
 from raftkv.replica.replica import Replica
@@ -57,6 +57,7 @@ class World(Protocol):
     def send(self, node: SimNode, receiver: NodeId, message: PeerMessage) -> None: ...
     def send_snapshot(self, node: SimNode, receiver: NodeId, meta: SnapshotMeta, state: MemoryStore) -> None: ...
     def persisting(self, node: SimNode, persist: Persist) -> None: ...
+    def committing(self, node: SimNode) -> None: ...
     def applying(self, node: SimNode, apply: Apply) -> None: ...
     def applied(self, node: SimNode) -> None: ...
     def turn_done(self, node: SimNode) -> None: ...
@@ -207,6 +208,8 @@ class SimNode:
         try:
             self._turn()
         except PowerCut:
+            if self.raft.role is Role.LEADER:
+                self._world.committing(self)  # it may have told others of it
             self._world.crashed(self)
 
     def _turn(self) -> None:
@@ -216,6 +219,7 @@ class SimNode:
             if effects.persist is not None:
                 self._persist(effects.persist)
                 self._step()
+            world.committing(self)
             for receiver, message in effects.send:
                 world.send(self, receiver, message)
                 self._step()
@@ -344,8 +348,8 @@ class SimNode:
     def _cut(self, state: SimState, index: Index) -> None:
         self._compacting = False
         log, life = self.disk.visible, self.life
-        if state is not self._state or index < log.first_index():
-            return  # a snapshot was installed meanwhile, and brought its own beginning of the log
+        if state is not self._state or index < self.raft.status().first:
+            return  # a snapshot was received meanwhile, and brings its own beginning of the log
         meta = SnapshotMeta(index, log.term(index), self.raft.conf_at(index))
 
         def done() -> None:

@@ -3,7 +3,7 @@
 One batch carries hard state, truncation and entries (rule Z4), and every batch carries a `Tail` with its own number,
 so that after a crash the log is exactly what some batch left. At open the whole chain is read: each entry's checksum,
 index and the term of its predecessor, the end against the tail, the tail against the watermark. What does not fit is
-refused by name; nothing is ever cut off to make it fit.
+refused by name; nothing that was acknowledged is ever cut off to make it fit (`log_opening`).
 
 Threads: one thread writes (`append`, `compact`, `install`), any may read. Compacted entries leave memory before they
 leave the disk, so a reader that comes too late is told `Compacted` and never sees a hole.
@@ -18,34 +18,22 @@ from dataclasses import replace
 from pathlib import Path
 
 from raftkv.raft.types import Compacted, ConfState, Entry, HardState, SnapshotMeta
-from raftkv.storage import keys
+from raftkv.storage import keys, log_opening
 from raftkv.storage._leveldb import leveldb
-from raftkv.storage.engine import Engine, EngineOptions, error_text, is_locked
+from raftkv.storage.engine import Engine, EngineOptions, error_text
 from raftkv.storage.errors import (
     DAMAGED_WAY_OUT,
     CorruptRecord,
     NodeFatal,
     StoreDamaged,
-    StoreForeign,
-    StoreMissing,
-    StoreTooNew,
-    StoreUnusable,
 )
 from raftkv.storage.keys import BadRecord, Identity, Tail
-from raftkv.storage.leveldb_files import LogContent, last_value, repair_torn_tail
-from raftkv.storage.log_index import LogIndex
+from raftkv.storage.log_opening import LoadedLog, link
 from raftkv.storage.watermark import Watermark, sync_directory
 
 LOG_OPTIONS = EngineOptions(write_buffer_bytes=4 << 20, cache_bytes=1 << 20, open_files_max=32, compression=None)
 
-FIRST_STATE_NAME = "state-1"
-
 _PURGE_CHUNK = 4096
-
-
-def watermark_path(path: Path) -> Path:
-    """Where the watermark of the log in `path` lies: beside it, so that removing the log alone is noticed."""
-    return path.with_name(path.name + ".watermark")
 
 
 class LogStore:
@@ -56,23 +44,20 @@ class LogStore:
         engine: Engine,
         watermark: Watermark,
         identity: Identity,
-        boots: int,
-        tail: Tail,
-        meta: SnapshotMeta,
-        state_name: str,
-        index: LogIndex,
+        loaded: LoadedLog,
+        repaired: str | None,
     ) -> None:
         self.identity = identity
-        self.boots = boots
+        self.boots = loaded.boots + 1
         """How often this store was opened, this time included: a number no earlier process of this node had."""
-        self.repaired: str | None = None
+        self.repaired = repaired
         """What was cut off at open because a power loss had torn it before it was durable."""
         self._engine = engine
         self._watermark = watermark
-        self._tail = tail
-        self._meta = meta
-        self._state_name = state_name
-        self._index = index
+        self._tail = loaded.tail
+        self._meta = loaded.meta
+        self._state_name = loaded.state_name
+        self._index = loaded.index
         self._directory = _DirectorySync(engine.path)
 
     @classmethod
@@ -91,24 +76,24 @@ class LogStore:
             StoreTooNew: a later version wrote it.
             StoreDamaged: it is not what was written.
         """
-        path.parent.mkdir(parents=True, exist_ok=True)
-        repaired = _repair(path, identity)
+        if create:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        repaired = log_opening.repair(path, identity)
         engine = Engine.open(path, LOG_OPTIONS, create=create)
         watermark: Watermark | None = None
         try:
-            own = _check_identity(engine, identity, create=create)
-            watermark = _open_watermark(path, identity, new=own is None, synced=watermark_synced)
+            own = log_opening.check_identity(engine, identity, create=create)
+            watermark = log_opening.open_watermark(path, identity, new=own is None, synced=watermark_synced)
             if own is None:
-                own = _bootstrap(engine, identity)
+                own = log_opening.bootstrap(engine, identity)
             sync_directory(path)
-            store = _load(engine, watermark, own)
-            store.repaired = repaired
+            store = cls(engine, watermark, own, log_opening.load(engine, watermark), repaired)
             store._count_boot()
         except (leveldb.Error, BadRecord) as error:
-            _close(engine, watermark)
+            log_opening.close(engine, watermark)
             raise StoreDamaged(path, error_text(error), DAMAGED_WAY_OUT) from error
         except BaseException:
-            _close(engine, watermark)
+            log_opening.close(engine, watermark)
             raise
         return store
 
@@ -324,7 +309,7 @@ class LogStore:
                 bytes_max -= len(value) - keys.ENTRY_OVERHEAD_BYTES
                 if bytes_max < 0 and result:
                     return result, bytes_max
-                prev_term = _link(result, path, key, value, low + len(result), prev_term)
+                prev_term = link(result, path, key, value, low + len(result), prev_term)
             if len(result) < high - low:
                 missing = low + len(result)
                 raise CorruptRecord(path, keys.entry_key(missing), "the entry is missing", index=missing)
@@ -367,164 +352,3 @@ def _follow(tail: Tail, hard_state: HardState) -> Tail:
     if term == tail.term:
         assert vote == tail.vote or tail.vote == 0, f"a second vote in term {term}"
     return Tail(tail.batch, term, vote, hard_state.commit, tail.last_index, tail.last_term)
-
-
-def _link(result: list[Entry], path: Path, key: bytes, value: bytes, index: int, prev_term: int) -> int:
-    """Append the entry in (key, value), which must be `index` and follow an entry of `prev_term`; returns its term."""
-    found = keys.entry_index(key)
-    if found != index:
-        raise CorruptRecord(path, keys.entry_key(index), f"the entry is missing, the next is {found}", index=index)
-    try:
-        linked_term, entry = keys.decode_entry(index, key, value)
-    except BadRecord as error:
-        raise CorruptRecord(path, key, str(error), index=index) from error
-    if linked_term != prev_term or entry.term < prev_term:
-        fault = f"follows an entry of term {linked_term}, but the one before it has term {prev_term}"
-        raise CorruptRecord(path, key, fault, index=index)
-    result.append(entry)
-    return entry.term
-
-
-# Opening.
-
-
-def _close(engine: Engine, watermark: Watermark | None) -> None:
-    if watermark is not None:
-        watermark.close()
-    engine.close()
-
-
-def _repair(path: Path, identity: Identity) -> str | None:
-    """Cut off a torn last write, if the watermark proves that it never was acknowledged."""
-    if not (path / "CURRENT").exists() or is_locked(path):
-        return None
-
-    def is_whole(content: LogContent) -> bool:
-        value = last_value(content, keys.KEY_HARD_STATE)
-        try:
-            watermark = Watermark.open(watermark_path(path), identity.cluster_id, identity.node_id)
-        except (OSError, StoreUnusable):
-            return False
-        watermark.close()
-        try:
-            return value is not None and keys.decode_tail(value).batch >= watermark.batch
-        except BadRecord:
-            return False
-
-    try:
-        return repair_torn_tail(path, is_whole)
-    except OSError as error:
-        raise StoreDamaged(path, str(error), DAMAGED_WAY_OUT) from error
-
-
-def _check_identity(engine: Engine, identity: Identity, *, create: bool) -> Identity | None:
-    """The identity in the store; None when the store is new."""
-    path = engine.path
-    value = engine.get(keys.KEY_IDENTITY, verify_checksums=True)
-    if value is None:
-        if next(engine.iterate(None, None), None) is not None:
-            raise StoreForeign(path, "a LevelDB, but not a raftkv log", "point --data-dir at the node's own directory")
-        if not create:
-            fault = "the store was never finished: it has no identity"
-            raise StoreMissing(path, fault, "remove the data directory and start the node as a new one")
-        return None
-    version = keys.identity_version(value)
-    if version > keys.FORMAT_VERSION:
-        fault = f"written in format {version}; this version knows formats up to {keys.FORMAT_VERSION}"
-        raise StoreTooNew(path, fault, "run the raftkv version that wrote it, or a later one")
-    try:
-        own = keys.decode_identity(value)
-    except BadRecord as error:
-        raise StoreDamaged(path, f"identity: {error}", DAMAGED_WAY_OUT) from error
-    if (own.cluster_id, own.node_id, own.name) != (identity.cluster_id, identity.node_id, identity.name):
-        raise StoreForeign(
-            path,
-            f"belongs to node {own.name!r} ({own.node_id:x}) of cluster {own.cluster_id:x}, "
-            f"not to node {identity.name!r} ({identity.node_id:x}) of cluster {identity.cluster_id:x}",
-            "point --data-dir at this node's own directory, or start it with the name and cluster it was made with",
-        )
-    return own
-
-
-def _open_watermark(path: Path, identity: Identity, *, new: bool, synced: bool) -> Watermark:
-    place = watermark_path(path)
-    try:
-        watermark = Watermark.open(place, identity.cluster_id, identity.node_id, synced=synced)
-    except FileNotFoundError:
-        if not new:
-            raise StoreDamaged(
-                place, "the file is missing, so the log beside it cannot be proven whole", DAMAGED_WAY_OUT
-            ) from None
-        return Watermark.create(place, identity.cluster_id, identity.node_id, synced=synced)
-    if new and watermark.batch > 0:
-        watermark.close()
-        raise StoreDamaged(path, f"is empty, but had {watermark.batch} durable batches", DAMAGED_WAY_OUT)
-    return watermark
-
-
-def _bootstrap(engine: Engine, identity: Identity) -> Identity:
-    own = replace(identity, format_version=keys.FORMAT_VERSION)
-    batch = engine.batch(sync=True)
-    batch.put(keys.KEY_IDENTITY, keys.encode_identity(own))
-    batch.put(keys.KEY_BOOTS, keys.encode_number(keys.KEY_BOOTS, 0))
-    batch.put(keys.KEY_HARD_STATE, keys.encode_tail(Tail(0, 0, 0, 0, 0, 0)))
-    batch.put(keys.KEY_META, keys.encode_meta(SnapshotMeta(0, 0, ConfState(()))))
-    batch.put(keys.KEY_STATE_NAME, keys.seal(keys.KEY_STATE_NAME, FIRST_STATE_NAME.encode()))
-    engine.write(batch, sync=True)
-    sync_directory(engine.path.parent)
-    return own
-
-
-def _load(engine: Engine, watermark: Watermark, identity: Identity) -> LogStore:
-    tail = keys.decode_tail(_must_get(engine, keys.KEY_HARD_STATE, "hard state"))
-    meta = keys.decode_meta(_must_get(engine, keys.KEY_META, "compacted prefix"))
-    boots = keys.decode_number(keys.KEY_BOOTS, _must_get(engine, keys.KEY_BOOTS, "count of starts"))
-    name = keys.unseal(keys.KEY_STATE_NAME, _must_get(engine, keys.KEY_STATE_NAME, "name of the state directory"))
-    index = LogIndex(meta.index, meta.term)
-    if tail.batch < watermark.batch:
-        raise StoreDamaged(
-            engine.path,
-            f"ends with batch {tail.batch} (index {tail.last_index}), but batch {watermark.batch} was durable: "
-            "the newest part of the log is lost, and with it what this node has acknowledged",
-            DAMAGED_WAY_OUT,
-        )
-    try:
-        _read_chain(engine, index)
-    except (CorruptRecord, BadRecord) as error:
-        fault = f"log entry {error.index}: {error.fault}" if isinstance(error, CorruptRecord) else str(error)
-        raise StoreDamaged(engine.path, fault, DAMAGED_WAY_OUT) from error
-    if (index.last, index.last_term) != (tail.last_index, tail.last_term) or tail.commit > index.last:
-        raise StoreDamaged(
-            engine.path,
-            f"the entries end at index {index.last}, term {index.last_term}; "
-            f"the last write ended at index {tail.last_index}, term {tail.last_term}, commit {tail.commit}",
-            DAMAGED_WAY_OUT,
-        )
-    return LogStore(engine, watermark, identity, boots + 1, tail, meta, name.decode(), index)
-
-
-def _read_chain(engine: Engine, index: LogIndex) -> None:
-    """Follow the chain of entries through the whole store into `index`; remove what a compaction left behind."""
-    compacted = index.first - 1
-    leftover = engine.batch(sync=False)
-    stop = keys.entry_key(index.first)
-    count = 0
-    for key, _ in engine.iterate(keys.KEY_ENTRY, stop, fill_cache=False):
-        leftover.delete(key)
-        count += 1
-    if count:
-        engine.write(leftover, sync=False)
-    prev_term = index.term(compacted)
-    expected = index.first
-    for key, value in engine.iterate(stop, keys.KEY_ENTRY_END, fill_cache=False):
-        link: list[Entry] = []
-        prev_term = _link(link, engine.path, key, value, expected, prev_term)
-        index.extend_run(expected, prev_term)
-        expected += 1
-
-
-def _must_get(engine: Engine, key: bytes, what: str) -> bytes:
-    value = engine.get(key, verify_checksums=True)
-    if value is None:
-        raise StoreDamaged(engine.path, f"the record with the {what} is missing", DAMAGED_WAY_OUT)
-    return value

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from raftkv._pb import kv_pb2, session_pb2, state_pb2
 from raftkv.client import AsyncClient, ConditionFailed, DeadlineExceeded, OutcomeUnknown, Retry, Timeout
 from raftkv.client.session import WINDOW, ServerSession
-
 from tests.unit.client.conftest import FakeCluster, FakeNode, Tools
 
 Rule = Callable[[session_pb2.SessionRequest], session_pb2.SessionError | str | None]

@@ -23,6 +23,7 @@ from raftkv.local import (
     PortInUse,
     TopologyMismatch,
     UnknownNode,
+    ports,
 )
 from raftkv.local.status import NodeRow
 
@@ -151,8 +152,10 @@ async def test_a_kept_directory_is_taken_up_again_with_the_same_ports(tmp_path: 
 
 
 async def test_a_fixed_port_that_is_taken_is_named_and_nothing_starts(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
+    free = ports.lease_free(1)  # not an ephemeral port, which anybody's connection might have
+    (port,) = free.ports
+    free.release()
+    with socket.create_server(("127.0.0.1", port)):
         cluster = AsyncLocalCluster(2, directory=tmp_path / "c", base_port=port - 1, command=STANDIN)
         with pytest.raises(PortInUse, match=rf"port {port} .*\(n1, peers\)"):
             await cluster.start()

@@ -133,7 +133,7 @@ def test_a_leader_without_a_quorum_steps_down() -> None:
     cluster.cut([1, 2], [3, 4, 5])
     cluster.tick(FAST.election_ticks + 2)
     assert leader.role is not Role.LEADER
-    assert cluster.wait_leader(among=[3, 4, 5])
+    cluster.wait_leader(among=[3, 4, 5])
 
 
 def test_a_leader_with_a_bare_quorum_stays() -> None:
@@ -231,19 +231,20 @@ def test_split_votes_are_resolved_soon() -> None:
         raft.become_pre_candidate()
         raft.candidacy.votes = {node: True, friend: True}
         raft.step(5, PreVoteReply(1, True))
-    cluster.drop = lambda envelope: isinstance(envelope.message, Vote) and {envelope.sender, envelope.to} in (
-        {1, 4},
-        {2, 3},
+    cluster.drop = lambda envelope: (
+        isinstance(envelope.message, Vote)
+        and {envelope.sender, envelope.to}
+        in (
+            {1, 4},
+            {2, 3},
+        )
     )
     cluster.settle()
     assert cluster.leader() is None
     assert {cluster[1].role, cluster[2].role} == {Role.CANDIDATE}
     cluster.heal()
-    for ticks in range(1, 100):
-        cluster.tick()
-        if cluster.leader():
-            break
-    assert ticks <= 2 * FAST.candidate_ticks
+    cluster.tick(2 * FAST.candidate_ticks)
+    assert cluster.leader() is not None
 
 
 class TestPreVoteDeadlocks:

@@ -187,7 +187,7 @@ class TestConfig:
         for field in fields(RaftConfig):
             if field.type != "bool":
                 with pytest.raises(ConfigError) as refused:
-                    RaftConfig(**{field.name: -1})
+                    RaftConfig(**{field.name: -1})  # type: ignore[arg-type]
                 assert refused.value.field == field.name
 
     def test_the_election_timeout_exceeds_the_heartbeat(self) -> None:

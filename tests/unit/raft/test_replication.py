@@ -237,8 +237,8 @@ def test_late_and_repeated_messages_change_nothing() -> None:
 
 def test_flow_to_a_slow_follower_is_bounded() -> None:
     """In appends and in bytes; and it is over when the follower has caught up (raft PR #54)."""
-    for limits in ({"inflight_appends_max": 4}, {"inflight_bytes_max": 4 * 132}):
-        config = replace(FAST, append_bytes_max=132, **limits)
+    small = replace(FAST, append_bytes_max=132)
+    for config in (replace(small, inflight_appends_max=4), replace(small, inflight_bytes_max=4 * 132)):
         cluster = Cluster(3, config=config)
         leader = cluster.elect(1)
         cluster.drop = lambda envelope: envelope.to == 3

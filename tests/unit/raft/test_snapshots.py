@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from raftkv.raft.messages import Append, AppendReply, InstallSnapshot
-from raftkv.raft.types import ConfState, Entry, EntryKind, SnapshotMeta
+from raftkv.raft.types import ConfState, Entry, EntryKind, HardState, SnapshotMeta
 from tests.unit.raft.harness import FAST, Cluster, Envelope, Node
 
 FORGETFUL = replace(FAST, cache_bytes_max=0)
@@ -88,6 +88,7 @@ def test_a_snapshot_of_what_the_log_holds_keeps_the_suffix() -> None:
     cluster.propose("a")
     cluster.propose("b")
     node = cluster[2]
+    node.disk.hard_state = HardState(1, 1, 0)
     node.restart()
     node.raft.step(1, InstallSnapshot(1, SnapshotMeta(2, 1, cluster.conf)))
     ready = node.raft.ready()
@@ -149,6 +150,23 @@ def test_two_snapshots_in_short_time() -> None:
     cluster.work()
     assert node.disk.meta.index == 5
     assert len(node.state) == 5
+
+
+def test_until_it_is_installed_the_conf_state_of_before_is_known() -> None:
+    """C4: the state machine is still there."""
+    cluster = Cluster(3)
+    node = cluster[2]
+    later = ConfState((1, 2), learners=(3,))
+    for index, conf in ((2, cluster.conf), (5, later)):
+        cluster.states[index, 4] = [Entry(at, 1, EntryKind.NORMAL, b"") for at in range(1, index + 1)]
+        node.raft.step(1, InstallSnapshot(5, SnapshotMeta(index, 4, conf)))
+        node.take()
+    node.slow_disk = True
+    assert node.persist()
+    applied = node.state[-1].index
+    assert (applied, node.raft.conf_at(applied), node.raft.conf) == (2, cluster.conf, later)
+    assert node.persist()
+    assert node.raft.conf_at(5) == later
 
 
 def test_a_snapshot_of_a_cluster_we_are_not_in_is_ignored() -> None:
@@ -213,3 +231,28 @@ def test_compaction_under_a_follower_that_waits_does_not_fool_it() -> None:
     assert log.term(log.first - 2) is None
     assert not log.matches(log.first - 2, 0)
     assert log.slice(1, 3, 1 << 20) is None
+
+
+def test_a_snapshot_does_not_show_its_sender_to_be_the_leader() -> None:
+    """It may have taken long: its content is good, but who sent it may not lead any more."""
+    cluster = Cluster(3)
+    node = cluster[2]
+    node.raft.become_follower(5, 3, "test")
+    install(cluster, node, 2, 4)
+    assert node.raft.leader == 3
+    node.raft.step(1, InstallSnapshot(7, SnapshotMeta(1, 4, cluster.conf)))
+    assert (node.raft.term, node.raft.leader) == (7, 0)
+    node.raft.step(3, Append(7, 2, 4, (), 2))
+    assert node.raft.leader == 3
+    cluster.work()
+    assert len(node.state) == 2
+
+
+def test_no_snapshot_is_asked_for_in_the_name_of_a_later_term() -> None:
+    cluster = Cluster(3, config=FORGETFUL)
+    leader = behind(cluster)
+    leader.raft.progress[3].become_probe()
+    leader.raft.step(3, AppendReply(1, 1, True, 1, 1))
+    assert leader.raft.status().progress[3].state == "snapshot"
+    leader.raft.step(2, Append(9, 0, 0, (), 0))
+    assert leader.raft.ready().send_snapshots == ()

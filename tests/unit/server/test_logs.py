@@ -123,7 +123,6 @@ def test_a_value_that_cannot_be_shown_costs_one_line_only() -> None:
 
 
 def test_lone_surrogates_do_not_end_the_writer() -> None:
-    assert "\\ud800" in console_renderer(False)({"event": "odd", "value": "\ud800"}) or True
     reader, writer_end = os.pipe()
     writer = LogWriter(writer_end, console_renderer(False))
     writer.put({"event": "odd \ud800"})

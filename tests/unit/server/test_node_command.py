@@ -11,9 +11,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from raftkv.cli.node import command
+from raftkv.server import node
 from raftkv.server.config import NodeConfig
-
-node = pytest.importorskip("raftkv.server.node")
 
 
 @pytest.fixture

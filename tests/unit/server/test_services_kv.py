@@ -23,7 +23,9 @@ from raftkv.server.errors import (
     TooManyRequests,
 )
 from raftkv.server.grpc_errors import internal_errors
+from raftkv.server.services.reads import Reads
 from raftkv.state.commands import CommandKind
+from raftkv.state.mvcc import Reader
 from raftkv.state.store import StoreDamaged
 from raftkv.storage.errors import CorruptRecord
 
@@ -93,6 +95,24 @@ async def test_a_long_range_is_read_apart_and_is_the_same(served: Served) -> Non
     assert in_txn.header.member_id == served.node.node_id
 
 
+async def test_heavy_values_are_soon_read_apart(served: Served) -> None:
+    await fill(served, 64, bytes(200_000))
+    request = pb.RangeRequest(key=b"key/", range_end=b"key0")
+    apart = 0
+    read_apart = Reads.apart
+
+    async def counted(self: Reads, read: Callable[[Reader], bytes]) -> bytes:
+        nonlocal apart
+        apart += 1
+        return await read_apart(self, read)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Reads, "apart", counted)
+        sizes = {len((await served.kv.Range(request)).kvs) for _ in range(3)}
+    assert sizes == {64}
+    assert apart == 2
+
+
 @pytest.mark.parametrize("limit", [0, -5, 1, 500, 5000])
 @pytest.mark.parametrize("mode", ["plain", "keys_only", "count_only"])
 async def test_a_streamed_range_adds_up_to_the_whole(served: Served, limit: int, mode: str) -> None:
@@ -108,6 +128,7 @@ async def test_a_streamed_range_adds_up_to_the_whole(served: Served, limit: int,
     assert not any(chunk.HasField("header") or chunk.more or chunk.count for chunk in chunks[:-1])
     if len(whole.kvs) > 100:
         assert len(chunks[0].kvs) == 10
+        assert max(chunk.ByteSize() for chunk in chunks) < 600_000
 
 
 async def test_a_streamed_range_stays_at_its_revision(served: Served) -> None:

@@ -233,7 +233,9 @@ def test_a_second_opener_is_refused(tmp_path: Path) -> None:
     )
     command = [sys.executable, "-c", code, str(tmp_path)]
     for _ in range(2):  # the first attempt must not have given up our lock
-        result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+        result = subprocess.run(
+            command, capture_output=True, text=True, timeout=60, cwd=Path(__file__).parents[3], check=True
+        )
         assert f"{tmp_path / 'log'}: open in another process; stop that process" in result.stdout
     fill(log, 1)
     log.close()

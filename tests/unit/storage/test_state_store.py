@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from contextlib import suppress
 from pathlib import Path
 from random import Random
 
@@ -201,7 +202,9 @@ def test_power_losses_at_any_moment_leave_a_beginning(tmp_path: Path, monkeypatc
         if moment % 5 == 2:
             store.sync()
             synced = moment * 50 + 50
-            synced_sizes = {file.name: file.stat().st_size for file in log_files(path)}
+            for file in log_files(path):
+                with suppress(FileNotFoundError):  # a table has taken its place since
+                    synced_sizes[file.name] = file.stat().st_size
         left = image(path, tmp_path / f"left-{moment}")
         for file in log_files(left):
             size = file.stat().st_size

@@ -1,0 +1,194 @@
+"""Our command line beside etcdctl: the same words to the same server print the same.
+
+Both are asked of a raftkv cluster and of a real etcd.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from raftkv.local import LocalCluster
+
+pytestmark = [pytest.mark.integration, pytest.mark.system]
+
+# Fields of etcd 3.6, which we send and show; the etcdctl here may be older and not know them.
+NEWER = re.compile(rb',"(storageVersion|dbSizeQuota|downgradeInfo|hash_revision)":("[^"]*"|\d+|\{[^}]*\})')
+
+ETCD_NODE = Path(__file__).parents[2] / "bench" / "etcd_node.py"
+
+
+@pytest.fixture(scope="module", params=["raftkv", "etcd"])
+def endpoint(request: pytest.FixtureRequest) -> Iterator[str]:
+    command = {} if request.param == "raftkv" else {"command": (sys.executable, str(ETCD_NODE))}
+    with LocalCluster(1, **command) as cluster:
+        yield cluster.endpoints[0]
+
+
+def ask(tool: list[str], endpoint: str, *arguments: str, stdin: bytes = b"") -> tuple[int, bytes, bytes]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAFTKV_", "ETCDCTL_"))}
+    done = subprocess.run(
+        [*tool, *arguments],
+        input=stdin,
+        capture_output=True,
+        timeout=30,
+        check=False,
+        env={**environment, "ETCDCTL_API": "3", "ETCDCTL_ENDPOINTS": endpoint},
+    )
+    # etcdctl's own client logs each retry as JSON before it says what was wrong.
+    error = b"\n".join(line for line in done.stderr.splitlines() if not line.startswith(b"{"))
+    return done.returncode, done.stdout, error
+
+
+def ours(endpoint: str, *arguments: str, stdin: bytes = b"") -> tuple[int, bytes, bytes]:
+    return ask([sys.executable, "-m", "raftkv"], endpoint, *arguments, stdin=stdin)
+
+
+def theirs(endpoint: str, *arguments: str, stdin: bytes = b"") -> tuple[int, bytes, bytes]:
+    return ask(["etcdctl"], endpoint, *arguments, stdin=stdin)
+
+
+@pytest.fixture(scope="module")
+def filled(endpoint: str) -> str:
+    for key, value in [
+        ("a", "1"),
+        ("a", "2"),
+        ("b", "<x> & é"),
+        ("c", ""),
+        ("c/1", "one"),
+        ("c/2", "two\nlines"),
+        ("a", "3"),
+    ]:
+        assert ours(endpoint, "put", "--", key, value) == (0, b"OK\n", b"")
+    return endpoint
+
+
+@pytest.mark.parametrize("form", ["simple", "json"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        "get a",
+        "get nope",
+        "get a c",
+        "get c/ --prefix",
+        "get  --prefix",
+        "get  --prefix --limit 2",
+        "get  --from-key",
+        "get b --from-key --keys-only",
+        "get c/ --prefix --order DESCEND",
+        "get  --prefix --sort-by MODIFY",
+        "get  --prefix --sort-by VALUE --order=DESCEND",
+        "get a --rev 2",
+        "get a --consistency s",
+        "get c --hex",
+        "endpoint status",
+        "endpoint hashkv",
+        "member list",
+        "alarm list",
+    ],
+)
+def test_what_only_looks_prints_the_same(filled: str, words: str, form: str) -> None:
+    arguments = [*words.split(" "), "-w", form]
+    code, out, error = ours(filled, *arguments)
+    if form == "json":
+        out = NEWER.sub(b"", out)
+    assert (code, out, error) == theirs(filled, *arguments)
+
+
+def test_values_alone(filled: str) -> None:
+    arguments = ("get", "c/", "--prefix", "--print-value-only")
+    assert ours(filled, *arguments) == theirs(filled, *arguments)
+
+
+@pytest.mark.parametrize("words", ["endpoint status", "endpoint hashkv", "member list"])
+def test_tables_are_the_same(filled: str, words: str) -> None:
+    arguments = [*words.split(" "), "-w", "table"]
+    assert ours(filled, *arguments) == theirs(filled, *arguments)
+
+
+TXN = b"""mod("t/a") > "0"
+value("t/a") = "quoted \\"x\\""
+
+put t/b "one\\ttwo"
+get t/ --prefix
+del t/a --prev-kv
+
+put t/a "quoted \\"x\\""
+get t/a
+
+"""
+
+
+@pytest.mark.parametrize("form", ["simple", "json"])
+def test_what_changes_prints_the_same_on_the_same_data(endpoint: str, form: str) -> None:
+    """Each tool runs the same story on keys of its own; only revisions differ, and are made alike."""
+
+    def story(tool: list[str], prefix: str) -> list[tuple[int, list[bytes]]]:
+        told = []
+        for words, stdin in [
+            (["put", prefix + "k", "1"], b""),
+            (["put", prefix + "k", "2", "--prev-kv"], b""),
+            (["put", prefix + "k"], b"from stdin"),
+            (["put", prefix + "l", "--", "-x"], b""),
+            (["txn"], TXN.replace(b"t/", prefix.encode())),
+            (["txn"], TXN.replace(b"t/", prefix.encode())),
+            (["del", prefix + "k", "--prev-kv"], b""),
+            (["del", prefix + "k"], b""),
+            (["del", prefix, "--prefix"], b""),
+        ]:
+            code, out, error = ask(tool, endpoint, "-w", form, *words, stdin=stdin)
+            assert error == b""
+            told.append((code, out))
+        return told
+
+    ask(["etcdctl"], endpoint, "del", "", "--prefix")
+    first = story([sys.executable, "-m", "raftkv"], "t/")
+    second = story(["etcdctl"], "t/")
+    if form == "simple":
+        assert first == second
+    else:
+
+        def alike(text: bytes) -> object:
+            return json.loads(re.sub(rb'"(\w*revision)":\d+', rb'"\1":0', text))
+
+        assert [(code, alike(text)) for code, text in first] == [(code, alike(text)) for code, text in second]
+        # And the fields come in the same order.
+        assert [re.sub(rb"\d+", b"", text) for _, text in first] == [re.sub(rb"\d+", b"", text) for _, text in second]
+
+
+@pytest.mark.parametrize(
+    "words", ["get a --rev 99999", "compact 99999", "put  1", "get ", "del ", "put k v --lease 123", "move-leader 1"]
+)
+def test_refusals_carry_the_same_words(filled: str, words: str) -> None:
+    arguments = words.split(" ")
+    code, out, error = ours(filled, *arguments)
+    their_code, their_out, their_error = theirs(filled, *arguments)
+    assert (code, out) == (1, b"")
+    assert their_code == 1
+    assert their_out == b""
+    assert error.startswith(their_error)  # ours adds which endpoint said so
+
+
+def test_compaction(endpoint: str) -> None:
+    for number in range(4):
+        ours(endpoint, "put", "compacted", str(number))
+    revision = int(ours(endpoint, "get", "compacted", "-w", "json")[1].split(b'"mod_revision":')[1].split(b",")[0])
+    assert ours(endpoint, "compact", str(revision)) == (0, f"compacted revision {revision}\n".encode(), b"")
+    assert ours(endpoint, "get", "compacted", "--rev", str(revision - 1))[0] == 1
+    code, _, error = ours(endpoint, "compaction", str(revision))
+    assert code == 1
+    assert error.startswith(theirs(endpoint, "compaction", str(revision))[2])
+
+
+def test_a_snapshot_is_one_that_etcdctl_accepts(filled: str, tmp_path: Path) -> None:
+    code, out, _ = ours(filled, "snapshot", "save", str(tmp_path / "snap"))
+    assert (code, out) == (0, f"Snapshot saved at {tmp_path / 'snap'}\n".encode())
+    assert (tmp_path / "snap").stat().st_size % 512 == 32
+    assert not list(tmp_path.glob("*.part"))
