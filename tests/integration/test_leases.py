@@ -59,7 +59,7 @@ class Holder:
 async def gone(holder: Holder, lease: int, timeout_s: float) -> float:
     """Wait until a lease has ended; how long after the time that was safe."""
     async with asyncio.timeout(timeout_s):
-        while await holder.alive(lease):
+        while await holder.alive(lease):  # noqa: ASYNC110 - a node is asked
             await asyncio.sleep(0.05)
     return time.monotonic() - holder.safe_until[lease]
 
