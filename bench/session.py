@@ -1,8 +1,8 @@
-"""The SDK's writes over its stream, 100 concurrent callers in one process; beside them what aetcd's callers get from etcd.
+"""The SDK's puts over its stream, 100 concurrent callers in one process; beside them aetcd's callers on etcd.
 
-Three ways of a put on the raftkv cluster: exactly once (numbered in a session, over the stream: what `client.put` does),
-over the same stream without sessions, and unary (`retry=None`). Both clusters run for the whole time; rounds alternate,
-so that what the machine does otherwise meets all of them.
+Three ways of a put on the raftkv cluster: exactly once (numbered in a session, over the stream: what `put` does), over
+the same stream without sessions, and unary (`retry=None`). Both clusters run for the whole time; rounds alternate, so
+that what the machine does otherwise meets all of them.
 """
 
 from __future__ import annotations
