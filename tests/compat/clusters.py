@@ -7,16 +7,18 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from raftkv.local import LocalCluster
-from raftkv.local.ports import lease_free
+from raftkv.local.supervisor import NODE_COMMAND
 
-START_S = 30.0
+ETCD_COMMAND = (sys.executable, str(Path(__file__).parents[2] / "bench" / "etcd_node.py"))
+SIZES = {"etcd": 3, "raftkv": 5}
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,49 @@ class Cluster:
     """A running cluster, whoever made it."""
 
     kind: str  # "etcd" or "raftkv"
-    endpoints: tuple[str, ...]  # host:port of each member's client port
+    local: LocalCluster
+
+    @property
+    def endpoints(self) -> tuple[str, ...]:
+        """host:port of each member's client port."""
+        return self.local.endpoints
+
+    def leader(self) -> str:
+        """The leader's endpoint, once there is one."""
+        return self.local.endpoint(self.local.wait_leader(timeout_s=20))
+
+    def followers(self) -> list[str]:
+        """The endpoints of the others."""
+        leader = self.leader()
+        return [endpoint for endpoint in self.endpoints if endpoint != leader]
+
+    def kill(self, endpoint: str) -> None:
+        """SIGKILL to the member there."""
+        self.local.kill(self._name(endpoint))
+
+    def restart(self, endpoint: str) -> None:
+        """Start the member there again, and wait until the whole cluster follows one leader."""
+        self.local.restart(self._name(endpoint))
+        self.local.wait_healthy()
+
+    def heal(self) -> None:
+        """Start again whatever a test has killed."""
+        for row in self.local.status():
+            if row.process == "exited":
+                self.local.restart(row.name, wait=False)
+        self.local.wait_healthy()
+
+    def kill_leaders(self, times: int, *, pause_s: float = 1.0) -> None:
+        """Kill the leader and start it again, as often as said."""
+        for _ in range(times):
+            leader = self.leader()
+            self.kill(leader)
+            self.local.wait_leader(timeout_s=20, other_than=self._name(leader))
+            time.sleep(pause_s)
+            self.restart(leader)
+
+    def _name(self, endpoint: str) -> str:
+        return self.local.names[self.endpoints.index(endpoint)]
 
 
 @dataclass(frozen=True)
@@ -72,46 +116,19 @@ class Etcdctl:
 
 
 @contextlib.contextmanager
-def etcd_cluster(folder: Path, size: int) -> Iterator[Cluster]:
-    """Real etcd processes on loopback."""
-    if shutil.which("etcd") is None:
+def running_cluster(kind: str, folder: Path, size: int | None = None) -> Iterator[Cluster]:
+    """Processes on loopback: real etcd, or our own nodes."""
+    if kind == "etcd" and shutil.which("etcd") is None:
         raise FileNotFoundError("no etcd on PATH")
-    lease = lease_free(2 * size)
-    clients, peers = lease.ports[:size], lease.ports[size:]
-    initial = ",".join(f"n{i + 1}=http://127.0.0.1:{port}" for i, port in enumerate(peers))
-    processes: list[subprocess.Popen[bytes]] = []
-    try:
-        for i in range(size):
-            client, peer = f"http://127.0.0.1:{clients[i]}", f"http://127.0.0.1:{peers[i]}"
-            arguments = ["etcd", "--name", f"n{i + 1}", "--data-dir", str(folder / f"n{i + 1}")]
-            arguments += ["--listen-client-urls", client, "--advertise-client-urls", client]
-            arguments += ["--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer]
-            arguments += ["--initial-cluster", initial, "--initial-cluster-state", "new", "--logger", "zap"]
-            with (folder / f"n{i + 1}.log").open("wb") as log:
-                processes.append(subprocess.Popen(arguments, stdout=log, stderr=log))
-        endpoints = tuple(f"127.0.0.1:{port}" for port in clients)
-        wait_healthy(endpoints)
-        yield Cluster("etcd", endpoints)
-    finally:
-        for process in processes:
-            process.kill()  # a polite etcd takes seconds, and nothing of it is kept
-        for process in processes:
-            process.wait(timeout=10)
-        lease.release()
+    command = ETCD_COMMAND if kind == "etcd" else NODE_COMMAND
+    with LocalCluster(size or SIZES[kind], directory=folder, command=command) as local:
+        yield Cluster(kind, local)
 
 
-def wait_healthy(endpoints: tuple[str, ...]) -> None:
-    deadline = time.monotonic() + START_S
-    while True:
-        done = Etcdctl(endpoints).run("endpoint", "health")
-        if done.returncode == 0:
-            return
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"etcd was not healthy within {START_S} s:\n{done.stderr}")
-
-
-@contextlib.contextmanager
-def raftkv_cluster(folder: Path, size: int) -> Iterator[Cluster]:
-    """Five of our own node processes."""
-    with LocalCluster(size, directory=folder) as cluster:
-        yield Cluster("raftkv", cluster.endpoints)
+def until(condition: Callable[[], object], timeout_s: float = 15.0) -> float:
+    """Wait until it holds; the seconds it took."""
+    began = time.monotonic()
+    while not condition():
+        assert time.monotonic() - began < timeout_s, "waited in vain"
+        time.sleep(0.05)
+    return time.monotonic() - began

@@ -5,23 +5,26 @@ So what we expect of raftkv was seen to hold of etcd.
 
 from __future__ import annotations
 
-import contextlib
 import re
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
 
-from tests.compat.clusters import Cluster, Etcdctl, etcd_cluster, raftkv_cluster
+from tests.compat.clusters import Cluster, Etcdctl, running_cluster
 
 
 @pytest.fixture(scope="session", params=[pytest.param("etcd", marks=pytest.mark.system), "raftkv"])
 def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """The cluster under test, one for the whole session: tests keep to keys of their own."""
-    make: Callable[[Path, int], contextlib.AbstractContextManager[Cluster]]
-    make, size = {"etcd": (etcd_cluster, 3), "raftkv": (raftkv_cluster, 5)}[request.param]
-    with make(tmp_path_factory.mktemp(request.param), size) as running:
+    with running_cluster(request.param, tmp_path_factory.mktemp(request.param)) as running:
         yield running
+
+
+@pytest.fixture
+def mortal(cluster: Cluster) -> Iterator[Cluster]:
+    """The same cluster, for a test that kills its members: all live again when it ends."""
+    yield cluster
+    cluster.heal()
 
 
 @pytest.fixture
