@@ -447,7 +447,8 @@ class Pipeline:
         if fault.code == "SESSION_EXPIRED":
             self._session_is_gone(connection, call, fault)
             return
-        if fault.code == "STALE_SEQUENCE":
+        # A node without space refuses before it looks whether the cluster has done the call already.
+        if fault.code == "STALE_SEQUENCE" or (fault.kind is FaultKind.NO_SPACE and call.perhaps_done):
             self._fail(call, outcome_unknown(fault, endpoint=connection.endpoint, attempts=call.attempts))
             return
         if fault.kind.is_final:
