@@ -17,6 +17,7 @@ import grpc.aio
 
 from raftkv._pb import lease_pb2
 from raftkv.client import clock
+from raftkv.client.cancelling import being_cancelled
 from raftkv.client.connection import Connection
 from raftkv.client.errors import RaftkvError
 from raftkv.client.methods import LEASE_KEEP_ALIVE
@@ -116,6 +117,8 @@ class Keeper:
         finally:
             connection.close_stream(call)
             connection.breaker.released(epoch)
+        if being_cancelled():
+            raise asyncio.CancelledError  # which the group above may have kept to itself
 
     async def _write(self, call: _Stream) -> None:
         while self._kept:
@@ -144,7 +147,7 @@ class Keeper:
             try:
                 response = await call.read()
             except asyncio.CancelledError:
-                if call.cancelled() and not _being_cancelled():
+                if call.cancelled() and not being_cancelled():
                     raise EOFError from None  # abandoned: the node fell silent or stops serving
                 raise
             if not isinstance(response, lease_pb2.LeaseKeepAliveResponse):
@@ -162,8 +165,3 @@ class Keeper:
             ttl_s = response.ttl_ms / 1000 if response.ttl_ms else float(response.TTL)
             kept.lease.renewed(sent, ttl_s)
             kept.due = sent + ttl_s * RENEW_SHARE
-
-
-def _being_cancelled() -> bool:
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0

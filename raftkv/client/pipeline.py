@@ -19,6 +19,7 @@ import grpc
 import grpc.aio
 
 from raftkv._pb import session_pb2, state_pb2
+from raftkv.client.cancelling import being_cancelled
 from raftkv.client.connection import Connection
 from raftkv.client.errors import Closed, DeadlineExceeded, OutcomeUnknown, RaftkvError
 from raftkv.client.events import AttemptFailed
@@ -288,6 +289,8 @@ class Pipeline:
             self._opening.clear()
             self._cancelled.clear()
             self._take_back()
+        if being_cancelled():
+            raise asyncio.CancelledError  # which the group above may have kept to itself
         if error is not None:
             self._understand_end(connection, epoch, error)
         return connection.answers > answers and not pool.closed
@@ -395,8 +398,7 @@ class Pipeline:
             try:
                 message = await stream.read()
             except asyncio.CancelledError:
-                task = asyncio.current_task()
-                if stream.cancelled() and not (task is not None and task.cancelling()):
+                if stream.cancelled() and not being_cancelled():
                     raise EOFError from None  # abandoned: the node fell silent or stops serving
                 raise
             if not isinstance(message, session_pb2.SessionResponses):

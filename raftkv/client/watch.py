@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Literal, NoReturn, Self, TypeAlias
 
@@ -19,6 +19,7 @@ import grpc
 import grpc.aio
 
 from raftkv._pb import common_pb2, watch_pb2
+from raftkv.client.cancelling import being_cancelled
 from raftkv.client.connection import Connection
 from raftkv.client.errors import Closed, Compacted, DeadlineExceeded, InvalidRequest, RaftkvError
 from raftkv.client.faults import error_of, understand
@@ -109,6 +110,7 @@ class Feed:
         self._waits = 0
         self.next_revision = request.start_revision  # everything below was delivered; 0: not begun yet
         self.created = asyncio.Event()
+        self.endpoint = ""  # of the node that serves it now
         self.queue: asyncio.Queue[WatchBatch | RaftkvError] = asyncio.Queue(QUEUE_BATCHES)
         self.failure: RaftkvError | None = None  # why it ended
 
@@ -149,7 +151,7 @@ class Feed:
                     return
                 connection.answered(epoch)
                 self._pool.observe(connection, response.header)
-                if not await self._take(response):
+                if not await self._take(response, connection.endpoint):
                     return
         except grpc.aio.AioRpcError as error:
             fault = understand(error.code(), error.details() or "", error.trailing_metadata())
@@ -160,14 +162,15 @@ class Feed:
         except asyncio.InvalidStateError:
             return  # ended before the first write
         except asyncio.CancelledError:
-            if not call.cancelled() or _being_cancelled():
+            if not call.cancelled() or being_cancelled():
                 raise
             # Abandoned by the pool: the node fell silent or stopped serving.
         finally:
+            self.endpoint = ""
             connection.close_stream(call)
             connection.breaker.released(epoch)
 
-    async def _take(self, response: watch_pb2.WatchResponse) -> bool:
+    async def _take(self, response: watch_pb2.WatchResponse, endpoint: str) -> bool:
         """One response. False where this stream is of no more use."""
         if response.canceled:
             if response.compact_revision:
@@ -181,6 +184,7 @@ class Feed:
             return False
         if response.created:
             self._waits = 0
+            self.endpoint = endpoint
             if not self.next_revision:
                 self.next_revision = response.header.revision + 1
             self.created.set()
@@ -191,14 +195,18 @@ class Feed:
                 return True
             parts, self._parts = self._parts, []
             # A node may say again what the one before it said; never twice to the caller.
-            events = tuple(self._event(event) for event in parts if event.kv.mod_revision >= self.next_revision)
-            if events:
-                self.next_revision = events[-1].revision + 1
-                await self.queue.put(WatchBatch(events, self.next_revision - 1))
+            new = [event for event in parts if event.kv.mod_revision >= self.next_revision]
+            if new:
+                self.next_revision = new[-1].kv.mod_revision + 1
+                await self.queue.put(self.batch(new, self.next_revision - 1, response.header))
         elif response.header.revision >= self.next_revision:
             self.next_revision = response.header.revision + 1
-            await self.queue.put(WatchBatch((), response.header.revision))
+            await self.queue.put(self.batch([], response.header.revision, response.header))
         return True
+
+    def batch(self, events: Sequence[common_pb2.Event], revision: int, header: common_pb2.ResponseHeader) -> WatchBatch:
+        """What goes into the queue; for those who override it, `header` is that of the answer it came with."""
+        return WatchBatch(tuple(self._event(event) for event in events), revision)
 
     def _event(self, event: common_pb2.Event) -> Event:
         previous: KeyValue | None = self._namespace.item(event.prev_kv) if event.HasField("prev_kv") else None
@@ -222,6 +230,11 @@ class Watch:
     def revision(self) -> int:
         """Up to this revision all events have been taken out of this watch; 0 before it began."""
         return self._revision
+
+    @property
+    def endpoint(self) -> str:
+        """The node that serves it now, as host:port; empty while it goes from one to another."""
+        return self._feed.endpoint
 
     def _begin(self) -> None:
         if self._end is None:
@@ -314,8 +327,3 @@ def _raise(failure: RaftkvError) -> NoReturn:
 def _not_begun(pool: Pool) -> RaftkvError:
     """Nobody began the watch in time."""
     return DeadlineExceeded(f"no node began the watch in time: {', '.join(pool.endpoints)}", code="UNREACHABLE")
-
-
-def _being_cancelled() -> bool:
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0

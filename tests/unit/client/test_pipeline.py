@@ -262,6 +262,21 @@ async def test_the_session_is_ended_with_the_client(
     await tools.until(lambda: not table.answers)
 
 
+@pytest.mark.parametrize("turns", range(8))
+async def test_a_client_that_is_closed_while_its_stream_breaks_does_not_hang(
+    cluster: FakeCluster, table: Table, make_client: MakeClient, turns: int
+) -> None:
+    """The cancellation comes while the group of sender and receiver fails, which then does not pass it on."""
+    client = make_client()
+    await client.put("a", "1")
+    for connection in client._context.pool.connections:
+        connection.abandon_streams()
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    async with asyncio.timeout(10):
+        await client.close()
+
+
 async def test_servers_without_the_stream_get_unary_calls(cluster: FakeCluster, make_client: MakeClient) -> None:
     client = make_client()
     await asyncio.gather(*(client.put(f"k{number}", "v") for number in range(20)))

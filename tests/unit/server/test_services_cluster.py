@@ -170,7 +170,7 @@ async def test_bytes_that_are_no_request_are_named_so(served: Served, method: st
 
 
 async def test_what_is_not_served_is_said_to_be_so(served: Served) -> None:
-    for method in ("/etcdserverpb.Lease/LeaseGrant", "/raftkv.v1.KV/Nothing", "/nobody/knows"):
+    for method in ("/etcdserverpb.Auth/AuthEnable", "/raftkv.v1.KV/Nothing", "/nobody/knows"):
         assert (await failure(served.raw(method, b""))).code() is Code.UNIMPLEMENTED
 
 

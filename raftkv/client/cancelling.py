@@ -1,0 +1,15 @@
+"""Whether we are being cancelled: what asyncio does not always say.
+
+A read of a stream raises `CancelledError` when the stream was cancelled, too; and a TaskGroup in which something has
+failed by the time it is cancelled raises that failure and keeps the cancellation to itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+
+def being_cancelled() -> bool:
+    """Whether somebody has cancelled the task that asks."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
