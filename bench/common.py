@@ -81,6 +81,12 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     return {"count": len(ordered), **shown, "max": round(max(ordered, default=0.0), 2)}
 
 
+def cpu_s(pid: int) -> float:
+    """What a process has used so far, its threads and the kernel on its behalf included."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 class Report:
     """Collects what a benchmark found; prints it and writes it as JSON."""
 

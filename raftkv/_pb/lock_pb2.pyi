@@ -26,18 +26,24 @@ class LockRequest(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     LEASE_FIELD_NUMBER: _builtins.int
+    FENCE_FIELD_NUMBER: _builtins.int
     name: _builtins.bytes
     lease: _builtins.int
     """The lock ends with this lease; 0 lets the server grant one."""
+    fence: _builtins.int
+    """Not 0: the key of this name and lease is in the queue already, created at this revision: only wait for its turn. A
+    call that ends leaves the key where it is. Not of etcd.
+    """
     def __init__(
         self,
         *,
         name: _builtins.bytes = ...,
         lease: _builtins.int = ...,
+        fence: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["lease", b"lease", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fence", b"fence", "lease", b"lease", "name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

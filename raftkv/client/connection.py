@@ -42,7 +42,7 @@ CHANNEL_OPTIONS: Final[Mapping[str, int]] = {
     "grpc.use_local_subchannel_pool": 1,
 }
 
-AnyStream = grpc.aio.StreamStreamCall[Any, Any]
+LastingCall = grpc.aio.StreamStreamCall[Any, Any] | grpc.aio.UnaryUnaryCall[Any, Any]
 UnaryCall = Callable[..., Any]  # grpc.aio's multicallable; typed where it is called: `Connection.unary`
 
 
@@ -98,7 +98,7 @@ class Connection:
         self.inflight = 0  # calls handed over and not ended; >= 0
         self.answers = 0  # calls that were answered, ever
         self.is_learner = False  # no vote; refuses most requests
-        self.open_streams: set[AnyStream] = set()
+        self.open_streams: set[LastingCall] = set()
         self.pipeline_busy = False  # the pipeline waits for an answer, counted once in `inflight`
         self.member_id = 0  # 0: not known yet
         self.health_watch: Final[UnaryCall] = self.channel.unary_stream(
@@ -149,8 +149,16 @@ class Connection:
         self.open_streams.add(call)
         return call
 
-    def close_stream(self, call: AnyStream) -> None:
-        """End a stream. grpc.aio does not cancel abandoned calls (grpc #43462)."""
+    def open_call(
+        self, method: Method[RequestT, ResponseT], request: RequestT
+    ) -> grpc.aio.UnaryUnaryCall[RequestT, ResponseT]:
+        """Begin a call that may take long to be answered; as a stream, it ends when the node turns out to be silent."""
+        call = self.unary(method)(request)
+        self.open_streams.add(call)
+        return call
+
+    def close_stream(self, call: LastingCall) -> None:
+        """End a stream, or an `open_call`. grpc.aio does not cancel abandoned calls (grpc #43462)."""
         self.open_streams.discard(call)
         call.cancel()
 

@@ -6,6 +6,10 @@ holds the name, the others wait for the key before theirs to go. The format is t
 
     IDLE --enter--> WAITING --own key is first, seen by one linearizable look--> HELD --> AT_RISK --> LOST
                                                                                  (as its lease; or its key is gone)
+
+A name that is free costs one round trip: lease and key go out together, and the transaction looks. Who has to wait lets
+a node do that, which answers when the turn has come, after a linearizable look; on etcd, whose nodes would take the key
+of a broken call away, we wait by a watch.
 """
 
 from __future__ import annotations
@@ -15,12 +19,19 @@ import enum
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from raftkv._pb import kv_pb2, watch_pb2
-from raftkv.client.errors import Compacted, LockLost, LockTimeout, OutcomeUnknown, RaftkvError
+import grpc
+import grpc.aio
+
+from raftkv._pb import kv_pb2, lock_pb2, watch_pb2
+from raftkv.client.connection import Connection
+from raftkv.client.errors import Compacted, LeaseNotFound, LockLost, LockTimeout, OutcomeUnknown, RaftkvError
+from raftkv.client.faults import Fault, FaultKind, understand
+from raftkv.client.health import Health
 from raftkv.client.keys import Namespace, Text, prefix_end, to_bytes
 from raftkv.client.lease import Lease, LeaseState
-from raftkv.client.methods import RANGE, TXN
+from raftkv.client.methods import LOCK, RANGE, TXN
 from raftkv.client.options import DEFAULT, TimeoutArg
+from raftkv.client.retry import Retry, backoff_s
 from raftkv.client.routing import Purpose
 from raftkv.client.txn import Guard
 from raftkv.client.watch import Feed, Watch
@@ -29,6 +40,7 @@ if TYPE_CHECKING:
     from raftkv.client.kv import Context
 
 _Pb = kv_pb2.RangeRequest
+BACKOFF: Final = Retry()
 STEP_TRIES_MAX: Final = 20  # each step may be repeated: its key is ours alone
 
 
@@ -45,6 +57,14 @@ class LockState(enum.Enum):
     """For this acquisition; acquiring again gives a new fence."""
 
 
+class _Refused(Exception):
+    """A node does not wait for us (any more)."""
+
+    def __init__(self, fault: Fault) -> None:
+        super().__init__(fault.text)
+        self.fault = fault
+
+
 class Contender:
     """One acquisition of a name: made, entered once, left once."""
 
@@ -53,7 +73,7 @@ class Contender:
         self.prefix: Final = context.namespace.prefix + to_bytes(name, "name") + b"/"
         self.lease: Final = Lease(context, ttl_s, True, DEFAULT)
         self.value = value
-        self.key = b""
+        self.key: Final = self.prefix + b"%x" % self.lease.chosen
         self.fence = 0  # the create revision of our key; 0 while there is none
         self.held = False
         self.lost: Final = asyncio.Event()
@@ -85,7 +105,8 @@ class Contender:
 
     def error(self) -> LockLost:
         """That it is not held."""
-        error = LockLost(f"{self.key!r} is not held: {self.why_lost or 'not acquired'}", code="LOCK_LOST")
+        shown = self.key.decode("utf-8", "backslashreplace")
+        error = LockLost(f"{shown} is not held: {self.why_lost or 'not acquired'}", code="LOCK_LOST")
         error.key = self.key
         return error
 
@@ -106,17 +127,15 @@ class Contender:
         """
         try:
             async with asyncio.timeout(timeout_s):
-                await self.lease.grant()
-                self.key = self.prefix + b"%x" % self.lease.id
-                first = await self._enqueue()
+                first = await self._arrive()
                 while not first:
-                    await self._wait_for_predecessor()
-                    first = await self._look()
+                    first = await self._wait_on_server() or await self._wait_by_watch()
         except TimeoutError as error:
             self.lease.abandon()
             if isinstance(error, RaftkvError):
                 raise
-            text = f"{self.prefix[:-1]!r} was not free within {timeout_s:g} s"
+            shown = self.prefix[:-1].decode("utf-8", "backslashreplace")
+            text = f"{shown} was not free within {timeout_s:g} s"
             raise LockTimeout(text, code="LOCK_TIMEOUT") from None
         except BaseException:
             self.lease.abandon()
@@ -126,6 +145,22 @@ class Contender:
         self.held = True
         self.lease.on_lost(lambda: self.lose(self.lease.why_lost))
         self._context.pool.spawn(self._watch_key(), f"lock {self.lease.id:x}")
+
+    async def _arrive(self) -> bool:
+        """Have the lease granted and put our key, at the same time. Whether it is the first."""
+        granting = asyncio.ensure_future(self.lease.grant())
+        try:
+            await asyncio.sleep(0)  # the grant goes ahead: on one stream they stay in this order
+            try:
+                first = await self._enqueue()
+            except LeaseNotFound:  # on two ways, the key was faster; or the grant has failed
+                await granting
+                first = await self._enqueue()
+            await granting
+        finally:
+            granting.cancel()
+            await asyncio.gather(granting, return_exceptions=True)
+        return first
 
     async def _txn(self, request: kv_pb2.TxnRequest, purpose: Purpose) -> kv_pb2.TxnResponse:
         for _ in range(STEP_TRIES_MAX):
@@ -151,7 +186,7 @@ class Contender:
         absent = kv_pb2.Compare(
             key=self.key, target=kv_pb2.Compare.CREATE, result=kv_pb2.Compare.EQUAL, create_revision=0
         )
-        put = kv_pb2.PutRequest(key=self.key, value=self.value, lease=self.lease.id)
+        put = kv_pb2.PutRequest(key=self.key, value=self.value, lease=self.lease.chosen)
         request = kv_pb2.TxnRequest(
             compare=[absent],
             success=[kv_pb2.RequestOp(request_put=put), self._first()],
@@ -176,6 +211,73 @@ class Contender:
             self._gone = "its key is gone"
             raise self.error()
         return self._is_first(response.responses[1].response_range)
+
+    async def _wait_on_server(self) -> bool:
+        """Let a node wait for our turn. True when it has come, by a linearizable look; False where no node does that.
+
+        Raises LockLost when our lease, or our key, is gone.
+        """
+        pool = self._context.pool
+        name = self.prefix[:-1]
+        request = lock_pb2.LockRequest(name=name, lease=self.lease.id, fence=self.fence)
+        waits = 0
+        while pool.is_raftkv:
+            pool.enter()
+            connection = pool.router.pick(Purpose.READ) or await pool.pick_for_stream()
+            try:
+                if await self._wait_at(connection, request):
+                    return True
+            except _Refused as refusal:
+                fault = refusal.fault
+                if fault.code == "LEASE_EXPIRED":
+                    self._gone = "its key is gone"
+                    raise self.error() from None
+                if fault.kind.is_final or fault.kind is FaultKind.OTHER:
+                    return False
+                if not fault.kind.moves_on or waits:
+                    await asyncio.sleep(max(backoff_s(BACKOFF, waits, pool.random.random()), fault.retry_after_s))
+                waits += 1
+        return False
+
+    async def _wait_at(self, connection: Connection, request: lock_pb2.LockRequest) -> bool:
+        """Wait at one node. False where it was left because it fell silent."""
+        pool = self._context.pool
+        epoch = connection.breaker.epoch
+        call = connection.open_call(LOCK, request)
+
+        def end() -> None:
+            call.cancel()
+
+        self.lease.on_lost(end)
+        try:
+            response = await call
+        except grpc.aio.AioRpcError as error:
+            fault = understand(error.code(), error.details() or "", error.trailing_metadata())
+            if fault.kind.blames_endpoint:
+                pool.unanswered(connection, epoch, silent=False)
+            elif fault.kind is FaultKind.STOPPING:
+                pool.set_health(connection, Health.NOT_SERVING)
+            elif fault.kind is FaultKind.LEARNER:
+                connection.is_learner = True
+                pool.router.forget_choices()
+            raise _Refused(fault) from None
+        except asyncio.CancelledError:
+            if not call.cancelled() or _being_cancelled():
+                raise
+            if self.lease.state is LeaseState.LOST:
+                raise self.error() from None
+            return False
+        finally:
+            connection.close_stream(call)
+            connection.breaker.released(epoch)
+        connection.answered(epoch)
+        pool.observe(connection, response.header)
+        return True
+
+    async def _wait_by_watch(self) -> bool:
+        """Wait until the key before ours is gone. Whether ours is the first then. Raises LockLost when our lease is."""
+        await self._wait_for_predecessor()
+        return await self._look()
 
     async def _wait_for_predecessor(self) -> None:
         """Return when the key before ours is gone. Raises LockLost when our lease is."""
@@ -247,3 +349,8 @@ class Contender:
         """Give it back: the key goes with its lease, which nobody else uses. No later holder's key can be meant."""
         self._when_lost = None  # not lost, given back
         await self.lease.revoke(timeout=timeout)
+
+
+def _being_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

@@ -150,6 +150,7 @@ class Lease:
         self._asked_ttl_s = ttl_s
         self._gone = ""  # why it is lost for certain; "" while it is not
         self._watchers: list[Callable[[], None]] = []
+        self.chosen: Final = secrets.randbits(62) + 1  # what its id will be: named by us, so that others need not wait
         self.id = 0  # 0: not granted yet
         self.ttl_s = 0.0
         self.confirmed = 0.0  # when the last confirmed renewal was sent, by `clock.now()`
@@ -161,7 +162,7 @@ class Lease:
             raise ConfigError("lease", "it has been granted already")
         pool = self._context.pool
         pool.enter()
-        chosen = secrets.randbits(62) + 1
+        chosen = self.chosen
         sent = clock.now()
         try:
             granted = await grant(self._context, self._asked_ttl_s, self._timeout, chosen)

@@ -12,7 +12,7 @@ from typing import Final, Generic, Protocol, TypeVar
 
 from google.protobuf.message import Message
 
-from raftkv._pb import cluster_pb2, common_pb2, kv_pb2, lease_pb2, maintenance_pb2, session_pb2, watch_pb2
+from raftkv._pb import cluster_pb2, common_pb2, kv_pb2, lease_pb2, lock_pb2, maintenance_pb2, session_pb2, watch_pb2
 
 
 class Answer(Protocol):
@@ -123,6 +123,7 @@ LEASE_LEASES: Final = Method(
 WATCH: Final[StreamMethod[watch_pb2.WatchRequest, watch_pb2.WatchResponse]] = StreamMethod(
     "/etcdserverpb.Watch/Watch", watch_pb2.WatchRequest.SerializeToString, watch_pb2.WatchResponse.FromString
 )
+LOCK: Final = Method("/raftkv.v1.Lock/Lock", lock_pb2.LockRequest.SerializeToString, lock_pb2.LockResponse.FromString)
 SESSION_STREAM: Final[StreamMethod[session_pb2.SessionRequests, session_pb2.SessionResponses]] = StreamMethod(
     "/raftkv.v1.Session/Stream",
     session_pb2.SessionRequests.SerializeToString,

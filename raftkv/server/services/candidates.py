@@ -1,7 +1,7 @@
 """Who holds a name: keys `<name>/<lease in hex>`, each bound to its lease; the one created first holds.
 
     enter (one transaction) --first--> holds
-        | somebody is before us
+        | somebody is before us                                      (our SDK enters by itself, and only waits here)
         v
     wait for the delete of the one just before us, or of our own key --> look again, linearizably
 
@@ -37,10 +37,11 @@ from raftkv.server.errors import NoLeader, RequestError, RequestTimeout, Stoppin
 from raftkv.server.limits import request_limits
 from raftkv.server.services.contract import Node
 from raftkv.server.services.quota import Quota
-from raftkv.server.services.reads import Reads
+from raftkv.server.services.reads import LOOP_KEYS_MAX, Reads
 from raftkv.server.watch import WatchHub, prefix_end
 from raftkv.server.watch_stream import HistoryGone, Listener
 from raftkv.state.commands import CommandKind
+from raftkv.state.ranges import RangeTooLong
 from raftkv.state.results import Refusal, RefusalCode, Refused
 from raftkv.state.validate import check_txn
 
@@ -128,6 +129,22 @@ class Candidates:
                 callers.created = 0
                 callers.entering.clear()  # whichever of them made the key, it is held now
                 return held
+        finally:
+            self.waiting -= 1
+
+    async def await_turn(self, name: bytes, lease: int, create_revision: int, deadline: float | None) -> Held:
+        """Wait until a key that was entered before is the first of `name`. A call that is cancelled leaves it there.
+
+        Raises:
+            Gone: there is no such key, created then and bound to `lease`, or it vanished while we waited.
+            RequestError: the node gave up.
+        """
+        if self.waiting >= WAITERS_MAX:
+            raise TooManyRequests("lock_waiters_max")
+        key = b"%s/%x" % (name, lease)
+        self.waiting += 1
+        try:
+            return await self._wait(name, key, create_revision, lease, deadline)
         finally:
             self.waiting -= 1
 
@@ -229,19 +246,25 @@ class Candidates:
 
     async def _wait(self, name: bytes, key: bytes, created: int, lease: int, deadline: float | None) -> Held:
         look = TxnRequest(success=[RequestOp(request_range=RangeRequest(key=key)), _just_before(name, created)])
+        linearizable = False  # whom to wait for is told by what this node has; only what we answer must be certain
         while True:
-            response = await self._read(look, deadline)
+            if self._ending:
+                raise Stopping
+            response = await (self._read(look, deadline) if linearizable else self._look(look))
             own = response.responses[0].response_range.kvs
-            if not own or own[0].create_revision != created or own[0].lease != lease:
-                raise Gone
             before = response.responses[1].response_range.kvs
-            revision = response.header.revision
-            if not before:
-                return Held(key, created, lease, revision)
-            with contextlib.suppress(HistoryGone), self.listen() as listener:
-                for each in (before[0].key, key):
-                    listener.add(each, each + b"\0", revision + 1, no_put=True)
-                await listener.next()
+            is_there = bool(own) and own[0].create_revision == created and own[0].lease == lease
+            if is_there and before:
+                revision = response.header.revision
+                with contextlib.suppress(HistoryGone), self.listen() as listener:
+                    for each in (before[0].key, key):
+                        listener.add(each, each + b"\0", revision + 1, no_put=True)
+                    await listener.next()
+            elif linearizable:
+                if not is_there:
+                    raise Gone
+                return Held(key, created, lease, response.header.revision)
+            linearizable = True
 
     async def _read(self, request: TxnRequest, deadline: float | None) -> TxnResponse:
         """Read at one revision, linearizably. While there is no leader, we wait: our place in the queue is kept."""
@@ -257,7 +280,19 @@ class Candidates:
                 if deadline is not None and loop.time() >= deadline:
                     raise
                 await asyncio.sleep(RETRY_S)
-        return TxnResponse.FromString(await self._reads.txn(request))
+        return await self._look(request)
+
+    async def _look(self, request: TxnRequest) -> TxnResponse:
+        """Read at one revision what this node has: ranges and nothing else, on the loop while they are short."""
+        machine = self._node.machine
+        response = TxnResponse()
+        try:
+            for op in request.success:
+                response.responses.add(response_range=machine.range(op.request_range, LOOP_KEYS_MAX))
+        except RangeTooLong:
+            return TxnResponse.FromString(await self._reads.txn(request))
+        response.header.revision = machine.revision
+        return response
 
     async def _propose(self, request: TxnRequest, deadline: float | None) -> TxnResponse:
         result = await self._node.propose(CommandKind.TXN, request.SerializeToString(), deadline)

@@ -33,8 +33,12 @@ class Lock:
     async def lock(self, raw: bytes, context: Context) -> bytes:
         """Answer when the lock is held."""
         request = LockRequest.FromString(raw)
+        name, lease, deadline = request.name, request.lease, deadline_of(context)
         try:
-            held = await self._candidates.hold(request.name, request.lease, None, deadline_of(context))
+            if request.fence:
+                held = await self._candidates.await_turn(name, lease, request.fence, deadline)
+            else:
+                held = await self._candidates.hold(name, lease, None, deadline)
         except Gone:
             raise WaiterExpired from None
         response = LockResponse(key=held.key, fence=held.create_revision)

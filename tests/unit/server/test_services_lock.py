@@ -178,6 +178,59 @@ async def test_one_of_two_calls_for_the_same_key_goes(served: Served) -> None:
     assert keys(served, b"l/") == [b"l/2"]
 
 
+async def enter(served: Served, lease: int) -> int:
+    """Make a key as our SDK does, by itself; its create revision."""
+    await grant(served, lease)
+    put = kv_pb2.PutRequest(key=b"l/%x" % lease, lease=lease).SerializeToString()
+    await served.node.propose(CommandKind.PUT, put, None)
+    return served.node.machine.revision
+
+
+async def turn(served: Served, lease: int, fence: int) -> lock_pb2.LockResponse:
+    """Wait for the turn of a key that is there."""
+    return await locks(served).Lock(lock_pb2.LockRequest(name=b"l", lease=lease, fence=fence))
+
+
+async def test_who_has_entered_already_only_waits_and_whoever_stops_waiting_keeps_his_place(served: Served) -> None:
+    first, second = await enter(served, 1), await enter(served, 2)
+    before = served.node.machine.applied_index
+    assert (await turn(served, 1, first)).fence == first
+    waiter = asyncio.ensure_future(turn(served, 2, second))
+    await until(lambda: len(served.services.watches) == 2)
+    assert served.node.machine.applied_index == before, "waiting writes nothing"
+    waiter.cancel()
+    await until(lambda: len(served.services.watches) == 0)
+    waiter = asyncio.ensure_future(turn(served, 2, second))
+    await until(lambda: len(served.services.watches) == 2)
+    assert keys(served, b"l/") == [b"l/1", b"l/2"]
+    await revoke(served, 1)
+    response = await asyncio.wait_for(waiter, 5)
+    assert (response.key, response.fence) == (b"l/2", second)
+
+
+@pytest.mark.parametrize("off", [-1, 1, 1 << 40])
+async def test_who_waits_with_another_token_has_no_key(served: Served, off: int) -> None:
+    first, second = await enter(served, 1), await enter(served, 2)
+    assert first < second
+    error = await failure(asyncio.wait_for(turn(served, 2, second + off), 5))
+    assert trailers(error)["raftkv-error"] == "LEASE_EXPIRED"
+    assert keys(served, b"l/") == [b"l/1", b"l/2"]
+
+
+async def test_the_turn_is_told_only_after_a_linearizable_look(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What this node has may be old: whom to wait for it can tell, but not that the turn has come."""
+    monkeypatch.setattr(candidates, "RETRY_S", 0.2)
+    first = await enter(served, 1)
+    served.node.fault = RequestTimeout(executed="no")
+    waiter = asyncio.ensure_future(turn(served, 1, first))
+    await asyncio.sleep(0.1)
+    assert not waiter.done()
+    served.node.fault = None
+    await revoke(served, 1)  # before the waiter asks again
+    error = await failure(asyncio.wait_for(waiter, 5))
+    assert trailers(error)["raftkv-error"] == "LEASE_EXPIRED"
+
+
 async def test_a_key_that_is_not_bound_to_the_lease_is_no_lock(served: Served) -> None:
     await grant(served, 1)
     await served.node.propose(CommandKind.PUT, kv_pb2.PutRequest(key=b"l/1", value=b"?").SerializeToString(), None)
