@@ -1,8 +1,12 @@
 """Streams: calls that last, and what ends them from this side.
 
-A stream ends with `NoLeader` when its caller asked for a leader (`hasleader`) and three looks in a row, an election
-timeout apart, found none, as in etcd; and with `Stopping` when the node stops. Both reach a method where it waits for
-its next request; one that only answers is interrupted wherever it is.
+A stream ends with `NoLeader` when its caller asked for a leader (`hasleader`) and three looks in a row found none, as
+in etcd; and with `Stopping` when the node stops. Both reach a method where it waits for its next request; one that only
+answers is interrupted wherever it is.
+
+As patient as etcd is at its defaults, too: clientv3 gives a watch up on the first `NoLeader`, and expects none for the
+length of an election. Our followers know within milliseconds that the leader is dead, when etcd's still believe in it.
+So a stream that is opened then (the client's was at the dead leader) is not refused: it waits for the next one.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ Context = grpc.aio.ServicerContext[bytes, bytes]
 HAS_LEADER = "hasleader"
 ANSWER_EARLY_S = 0.05
 LOOKS_WITHOUT_LEADER_MAX = 3
+LOOK_EVERY_S_MIN = 1.0  # etcd looks once an election timeout, 1 s by default; ours is shorter, its clients are the same
 
 
 def wants_leader(context: Context) -> bool:
@@ -104,7 +109,8 @@ class Streams:
         self._node = node
         self._loop = asyncio.get_running_loop()
         self._lasting: set[Interrupt] = set()
-        self._with_leader: dict[Interrupt, int] = {}  # -> looks in a row that found none
+        self._with_leader: set[Interrupt] = set()
+        self._missed = 0  # looks in a row that found no leader
         self._polling = False
         self._stopping = False
 
@@ -115,25 +121,25 @@ class Streams:
         Args:
             lasting: it has no end of its own, so a node that stops does not wait for it.
         Raises:
-            NoLeader: the caller wants one and there is none.
+            NoLeader: the caller wants one, and there has been none for a while.
             Stopping: no streams begin any more.
         """
         if self._stopping:
             raise Stopping
         led = wants_leader(context)
-        if led and not self._node.leader:
+        if led and not self._node.leader and self._missed >= LOOKS_WITHOUT_LEADER_MAX:
             raise NoLeader
         interrupt = Interrupt()
         if lasting:
             self._lasting.add(interrupt)
         if led:
-            self._with_leader[interrupt] = 0
+            self._with_leader.add(interrupt)
             self._poll()
         try:
             yield interrupt
         finally:
             self._lasting.discard(interrupt)
-            self._with_leader.pop(interrupt, None)
+            self._with_leader.discard(interrupt)
 
     def end(self) -> None:
         """The node stops: end all that have no end of their own, and let none begin."""
@@ -145,14 +151,13 @@ class Streams:
         # One timer for all of them, and none while nobody asked: a thousand watchers may want a leader.
         if not self._polling:
             self._polling = True
-            self._loop.call_later(self._node.config.election_ms / 1000, self._look)
+            self._loop.call_later(max(self._node.config.election_ms / 1000, LOOK_EVERY_S_MIN), self._look)
 
     def _look(self) -> None:
         self._polling = False
-        led = bool(self._node.leader)
-        for interrupt, missed in self._with_leader.items():
-            self._with_leader[interrupt] = 0 if led else missed + 1
-            if not led and missed + 1 >= LOOKS_WITHOUT_LEADER_MAX:
+        self._missed = 0 if self._node.leader else self._missed + 1
+        if self._missed >= LOOKS_WITHOUT_LEADER_MAX:
+            for interrupt in self._with_leader:
                 interrupt.set(NoLeader())
-        if self._with_leader:
+        if self._with_leader or (self._missed and not self._stopping):
             self._poll()

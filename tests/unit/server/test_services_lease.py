@@ -14,6 +14,7 @@ from raftkv._pb import kv_pb2
 from raftkv._pb import lease_pb2 as pb
 from raftkv._pb.maintenance_pb2 import CORRUPT, NOSPACE, AlarmRequest
 from raftkv.server.errors import RequestTimeout, TimeoutKind
+from raftkv.server.services import streams
 from raftkv.state.commands import CommandKind
 from raftkv.state.leases import LeaseRecord
 
@@ -177,7 +178,8 @@ async def test_a_client_that_leaves_its_stream_leaves_nothing(tmp_path: Path) ->
         await until(lambda: counts.failed[Code.CANCELLED] == 1)
 
 
-async def test_a_stream_that_wants_a_leader_ends_without_one(tmp_path: Path) -> None:
+async def test_a_stream_that_wants_a_leader_ends_without_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "LOOK_EVERY_S_MIN", 0.05)
     async with serve(FakeNode(tmp_path, election_ms=50, heartbeat_ms=10)) as served:
         call = served.lease.LeaseKeepAlive(metadata=(("hasleader", "true"),))
         other = served.lease.LeaseKeepAlive()
@@ -196,6 +198,24 @@ async def test_a_stream_that_wants_a_leader_ends_without_one(tmp_path: Path) -> 
         error = await failure(served.lease.LeaseKeepAlive(metadata=(("hasleader", "true"),)).read())
         assert error.details() == "etcdserver: no leader"
         other.cancel()
+
+
+async def test_a_stream_opened_during_an_election_waits_for_the_leader(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """clientv3 opens its watch anew where the leader's death is known already, and gives it up on the first refusal."""
+    monkeypatch.setattr(streams, "LOOK_EVERY_S_MIN", 0.2)
+    async with serve(FakeNode(tmp_path, election_ms=50, heartbeat_ms=10)) as served:
+        served.node.leader = 0
+        call = served.lease.LeaseKeepAlive(metadata=(("hasleader", "true"),))
+        await call.write(pb.LeaseKeepAliveRequest(ID=1))
+        await asyncio.sleep(0.25)
+        served.node.leader = 1
+        await asyncio.sleep(0.6)
+        await call.write(pb.LeaseKeepAliveRequest(ID=1))
+        await call.read()
+        assert not call.done()
+        call.cancel()
 
 
 async def test_streams_end_with_a_status_when_the_node_stops(served: Served) -> None:

@@ -15,6 +15,7 @@ from fake_node import FakeNode, Served, serve, trailers, until
 from raftkv._pb import kv_pb2
 from raftkv._pb.common_pb2 import Event
 from raftkv._pb.watch_pb2 import WatchRequest, WatchResponse
+from raftkv.server.services import streams
 from raftkv.server.services import watch as watch_service
 from raftkv.state.commands import CommandKind
 from raftkv.state.machine import StateMachine
@@ -263,7 +264,8 @@ async def test_half_close_ends_the_stream(served: Served) -> None:
     assert not len(served.services.watches)
 
 
-async def test_without_a_leader(tmp_path: Path) -> None:
+async def test_without_a_leader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "LOOK_EVERY_S_MIN", 0.0)
     node = FakeNode(tmp_path, election_ms=100, heartbeat_ms=20)
     wanted = (("hasleader", "true"),)
     async with serve(node) as served, watching(served, "etcdserverpb", wanted) as stream, watching(served) as patient:
