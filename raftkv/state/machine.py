@@ -71,6 +71,7 @@ from raftkv.state.store import KeyValueStore, KeyValueView, StoreDamaged
 _PUT = int(CommandKind.PUT)
 _SESSION_CALL = int(CommandKind.SESSION_CALL)
 _parse_put = PutRequest.FromString
+_parse_call = SessionCall.FromString
 _PLAIN_OVERHEAD_MAX = 5
 """A put of a key and a value has four bytes besides them, or five; of any other field, six at least.
 
@@ -187,18 +188,21 @@ class StateMachine:
         """
         if self.alarms and (code := self._stopped_by_alarm(kind, payload)):
             return Refusal(code, overlay.revision, self.compact_revision)
-        if kind == _PUT:
-            request = _parse_put(payload)
-            key, value = request.key, request.value
-            if value and len(payload) - len(key) - len(value) <= _PLAIN_OVERHEAD_MAX:
-                overlay.put(key, value, 0)
-                response = PutResponse()
-                response.header.revision = overlay.revision + 1
-                return response
-            return txn.apply_put(overlay, request, self.compact_revision, self._lease_exists)
         if kind == _SESSION_CALL:
-            return self._call(overlay, SessionCall.FromString(payload))
+            return self._call(overlay, _parse_call(payload))
+        if kind == _PUT:
+            return self._put(overlay, payload)
         return self._apply_other(overlay, kind, payload)
+
+    def _put(self, overlay: Overlay, payload: bytes) -> Result:
+        request = _parse_put(payload)
+        key, value = request.key, request.value
+        if value and len(payload) - len(key) - len(value) <= _PLAIN_OVERHEAD_MAX:
+            overlay.put(key, value, 0)
+            response = PutResponse()
+            response.header.revision = overlay.revision + 1
+            return response
+        return txn.apply_put(overlay, request, self.compact_revision, self._lease_exists)
 
     def _apply_other(self, overlay: Overlay, kind: int, payload: bytes) -> Result:
         if kind == CommandKind.TXN:
@@ -236,15 +240,19 @@ class StateMachine:
         return self._answer(overlay, result)
 
     def _call(self, overlay: Overlay, call: SessionCall) -> Result:
-        answer = self._sessions.admit(overlay, call)
+        session, seq, kind = call.session, call.seq, call.kind  # read once: of a message, that has its price
+        answer = self._sessions.admit(overlay, session, seq, call.first_incomplete, kind)
         if answer is not None:
             return self._answer(overlay, answer)
         try:
-            result = self._apply_command(overlay, call.kind, call.payload)
+            if kind == _PUT and not self.alarms:
+                result = self._put(overlay, call.payload)
+            else:
+                result = self._apply_command(overlay, kind, call.payload)
         except DecodeError:
             result = Refusal(RefusalCode.MALFORMED, overlay.revision, self.compact_revision)
         overlay.commit()
-        self._sessions.keep(overlay, call, result, self.compact_revision)
+        self._sessions.keep(overlay, session, seq, result, self.compact_revision)
         return result
 
     def _answer(self, overlay: Overlay, result: Result | RefusalCode | None) -> Result:

@@ -119,11 +119,13 @@ _DONE_FIELDS = struct.Struct(">Bq")
 
 def encode_result(result: Result) -> bytes:
     """The bytes under which a result is kept; `decode_result` gives an equal one back."""
+    tag = _TAGS.get(type(result))
+    if tag is not None:
+        return tag + result.SerializeToString()  # type: ignore[union-attr]  # those with a tag are messages
     if isinstance(result, Refusal):
         return _REFUSAL_FIELDS.pack(_REFUSAL, result.code, result.revision, result.compact_revision)
-    if isinstance(result, Done):
-        return _DONE_FIELDS.pack(_DONE, result.revision)
-    return _TAGS[type(result)] + result.SerializeToString()
+    assert isinstance(result, Done), "a result of no command"
+    return _DONE_FIELDS.pack(_DONE, result.revision)
 
 
 def decode_result(data: bytes) -> Result:

@@ -21,7 +21,7 @@ from __future__ import annotations
 import enum
 import struct
 
-from raftkv._pb.state_pb2 import SessionCall, SessionExpire, SessionOpen, SessionOpened
+from raftkv._pb.state_pb2 import SessionExpire, SessionOpen, SessionOpened
 from raftkv.state.commands import CommandKind
 from raftkv.state.keys import (
     RESULT_ID,
@@ -74,7 +74,7 @@ class SessionChange(enum.Enum):
 
     OPENED = enum.auto()
     USED = enum.auto()
-    """A call came, whatever became of it."""
+    """Calls came, whatever became of them; those in a row are one event."""
     EXPIRED = enum.auto()
 
 
@@ -151,6 +151,7 @@ class Sessions:
         self._kept: dict[int, _Kept] = {}  # a cache, but for those that are in `_changed`
         self._changed: dict[int, _Kept] = {}  # since the last write batch
         self._events: list[SessionEvent] | None = None  # None: nobody has asked yet, so nothing is gathered
+        self._used = 0  # what the last of these events tells of, if it is of use
         self._entry_index = 0
         self._opened = 0  # by the entry of that index
 
@@ -158,6 +159,7 @@ class Sessions:
         """What happened since the last call, in order; gathered from the first call on."""
         events = self._events or []
         self._events = []
+        self._used = 0
         return events
 
     def open(self, overlay: Overlay, request: SessionOpen, entry_index: int) -> SessionOpened | RefusalCode:
@@ -177,6 +179,7 @@ class Sessions:
         overlay.effects.append(key + value)
         if self._events is not None:
             self._events.append((SessionChange.OPENED, session))
+            self._used = 0
         return SessionOpened(session=session, ttl_ms=ttl_ms)
 
     def expire(self, overlay: Overlay, request: SessionExpire, entry_term: int) -> RefusalCode | None:
@@ -198,27 +201,29 @@ class Sessions:
             self._changed.pop(session, None)
             if self._events is not None:
                 self._events.append((SessionChange.EXPIRED, session))
+                self._used = 0
         return None
 
-    def admit(self, overlay: Overlay, call: SessionCall) -> Result | RefusalCode | None:
+    def admit(
+        self, overlay: Overlay, session: int, seq: int, first_incomplete: int, kind: int
+    ) -> Result | RefusalCode | None:
         """Whether a call is to be executed.
 
         Returns:
             None: execute it, then `keep` what came of it. Else the answer: nothing is to be executed.
         """
-        session, seq = call.session, call.seq
         if session not in self.ttls:
             return RefusalCode.SESSION_EXPIRED
-        if not seq or call.kind not in CALLABLE:
+        if not seq or kind not in CALLABLE:
             return RefusalCode.MALFORMED
-        if self._events is not None:
+        if session != self._used and self._events is not None:
             self._events.append((SessionChange.USED, session))
+            self._used = session
         kept = self._kept.get(session) or self._kept_of(overlay, session)
         if seq in kept.sizes:
             stored = kept.answers.get(seq) or overlay.get(SESSION_RESULT + RESULT_ID.pack(session, seq))
             assert stored is not None, f"answer {seq} of session {session:x} is not there"
             return decode_result(stored)
-        first_incomplete = call.first_incomplete
         if seq < kept.acknowledged or seq < first_incomplete:
             return RefusalCode.STALE_SEQUENCE
         if first_incomplete > kept.acknowledged:
@@ -230,9 +235,8 @@ class Sessions:
             return RefusalCode.SESSION_FULL
         return None
 
-    def keep(self, overlay: Overlay, call: SessionCall, result: Result, compact_revision: int) -> None:
+    def keep(self, overlay: Overlay, session: int, seq: int, result: Result, compact_revision: int) -> None:
         """Keep what came of a call that was admitted. The revision it made is committed."""
-        session, seq = call.session, call.seq
         encoded = encode_result(result)
         size = len(encoded)
         if size > ANSWERS_BYTES_MAX:

@@ -364,14 +364,17 @@ def test_events_are_gathered_from_the_first_question_on(kv: Driver) -> None:
     call(kv, two, 1, PutRequest(key=b"a"))
     call(kv, two, 1, PutRequest(key=b"a"))
     call(kv, 404, 1, PutRequest(key=b"a"))
+    call(kv, one, 1, PutRequest(key=b"a"))
     kv.call(SessionExpire(sessions=[one]))
     assert kv.machine.take_session_events() == [
         (SessionChange.OPENED, two),
         (SessionChange.USED, two),
-        (SessionChange.USED, two),
+        (SessionChange.USED, one),
         (SessionChange.EXPIRED, one),
     ]
     assert kv.machine.take_session_events() == []
+    call(kv, two, 2, PutRequest(key=b"a"))
+    assert kv.machine.take_session_events() == [(SessionChange.USED, two)]
 
 
 def test_sessions_count_in_the_hash_and_in_the_dump() -> None:
