@@ -28,6 +28,11 @@ class Callers:
         self._loop = asyncio.get_running_loop()
         self._waiting: dict[asyncio.Future[object], tuple[float, Pending | None]] = {}  # None: not for a command
 
+    @property
+    def idle(self) -> bool:
+        """Whether nobody waits."""
+        return not self._waiting
+
     def submit(self, kind: CommandKind, payload: bytes, deadline: float | None) -> asyncio.Future[Result]:
         """Wait for a command to be committed and applied."""
         future: asyncio.Future[object] = self._loop.create_future()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import os
 import random
 import secrets
@@ -22,7 +21,7 @@ from raftkv._pb import raft_pb2_grpc, state_pb2
 from raftkv.raft.config import RaftConfig
 from raftkv.raft.core import Raft
 from raftkv.replica.replica import Replica
-from raftkv.server import logs, peers, services, transport
+from raftkv.server import interpreter, logs, peers, services, transport
 from raftkv.server.config import NodeConfig
 from raftkv.server.errors import RequestError
 from raftkv.server.health import Health
@@ -38,9 +37,6 @@ DRAIN_S = 5.0
 LINGER_S = 0.3
 REFUSED_S = 1.0
 
-SWITCH_INTERVAL_S = 1e-3
-"""The disk thread must get the interpreter back soon after an fsync; at the default of 5 ms a busy loop starves it."""
-
 
 def run(config: NodeConfig) -> int:
     """Run one node until it is told to stop.
@@ -49,11 +45,7 @@ def run(config: NodeConfig) -> int:
         0 after an orderly stop, 1 when it could not start (one line on stderr says why).
     """
     logs.setup(config)
-    sys.setswitchinterval(SWITCH_INTERVAL_S)
-    # Requests leave no cycles behind; what does is rare. A full collection of a large heap stalls heartbeats, so it
-    # has to be rare too, and what was loaded at start is never looked at again.
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 100)
+    interpreter.tune()
     try:
         return asyncio.run(_serve(config))
     except (StoreUnusable, StoreDamaged, NodeFatal, transport.BindError) as fault:

@@ -3,9 +3,10 @@
 The way of a put, top to bottom in this file and the next room each: `propose` (a service hands in the request's
 bytes) -> `_turn` (everything that arrived in this turn of the loop becomes one batch) -> `Replica.take` (an entry, or
 one message to the leader) -> `Disk.persist` and `Peers.send`, side by side -> `on_messages` (acknowledgements) ->
-`_apply` (the committed entries, one LevelDB write) -> `_answer` (the callers' futures).
+`_apply` (the committed entries, one LevelDB write) -> `Callers.answer` (the callers' futures).
 
-One turn runs without waiting: nobody else runs between what it reads and what it does.
+One turn runs without waiting: nobody else runs between what it reads and what it does. Applying is not part of it but
+follows in the next round of the loop, because what a turn sends leaves the process only when the links had theirs.
 """
 
 from __future__ import annotations
@@ -38,21 +39,20 @@ from raftkv.server.peers import Peers
 from raftkv.server.services.contract import MemberFacts, NodeStatus, SpooledSnapshot
 from raftkv.server.snapshots import SnapshotSender
 from raftkv.server.stores import Stores
+from raftkv.server.ticking import Ticker
 from raftkv.state.commands import CommandKind
 from raftkv.state.machine import StateMachine
 from raftkv.state.results import Result
 from raftkv.state.store import StoreDamaged
 from raftkv.storage.errors import StoreUnusable
 
-TICKS_AT_ONCE_MAX = 5
-"""A loop that was held up catches up by so many ticks at most: after a pause of the whole process, the messages that
-waited in the sockets are to be heard before time is."""
-
-EXPIRE_TICKS = 2
-HEALTH_TICKS = 10
+EXPIRE_ROUNDS = 2  # of ticks
+HEALTH_ROUNDS = 10
 SWEEP_CHANGES = 100
 SWEEP_SHARE = 0.2
 """Of each tick, for taking out what was compacted: enough to keep up with any rate of writes, and no caller notices."""
+UNAPPLIED_BYTES_MAX = 1 << 20
+"""Of committed entries that wait to be applied; more are applied at once."""
 DISK_STALLED_S = 1.0
 
 
@@ -79,7 +79,13 @@ class Runtime:
         self._sender = SnapshotSender(self)
         self.callers = Callers(replica, lambda: self._raft.leader, config.request_timeout_s)
         self._leasing = Leasing(LeasePort(self), time.monotonic, incarnation, is_done)
+        self._ticker = Ticker(self._loop, config.tick_ms / 1000, self._tick)
+        self._rounds = 0
         self._turn_due = False
+        self._unapplied: list[Apply] = []  # committed, in order
+        self._unapplied_bytes = 0
+        self._apply_due = False
+        self._writes_under_way = 0  # the number of the last write handed over, 0 once it is done
         self._stopping = False
         self._closed = False
         self._probing = False
@@ -242,7 +248,7 @@ class Runtime:
         self._tasks = tasks
         self._disk.start()
         self.peers.update(self.spawn, self.stores.peer_addresses(self._raft.conf))
-        self.spawn(self._tick_forever(), name="ticks")
+        self._ticker.start()
         self._wake()
 
     async def drain(self) -> None:
@@ -274,6 +280,7 @@ class Runtime:
     def end_tasks(self) -> None:
         """End everything that `start` and `spawn` began."""
         self._stopping = True
+        self._ticker.stop()
         for task in self._own_tasks:
             task.cancel()
 
@@ -352,26 +359,32 @@ class Runtime:
             send = self.peers.send
             for peer, message in effects.send:
                 send(peer, message)
-            applies = effects.apply
-            results = self._apply(applies) if applies else ()
-            if applies:
-                self._leasing.applied()
-            self.callers.answer(replica.applied(applies, results))
-            if applies:
-                self.on_applied()
+            for apply in effects.apply:
+                self._unapplied.append(apply)
+                self._unapplied_bytes += len(apply.entry.data)
+            if self._unapplied_bytes > UNAPPLIED_BYTES_MAX:
+                self._apply_all()
+            else:
+                self.callers.answer(replica.applied((), ()))  # reads that were confirmed now, of what is applied
             for peer, index in effects.send_snapshots:
                 self._sender.start(peer, index)
             for event in effects.events:
                 self._on_event(event)
+        if self._unapplied:
+            self._apply_soon()
 
     def _persist(self, persist: Persist) -> None:
+        self._writes_under_way = persist.number
         if persist.install is None:
             self._disk.persist(persist)
             return
+        self._apply_all()  # it is the state before the snapshot that they belong to
         self._installing[persist.number] = persist.install
         self._disk.install(persist, self._received.pop(persist.install.index))
 
     def _on_persisted(self, number: int) -> None:
+        if number >= self._writes_under_way:
+            self._writes_under_way = 0
         for installed in [n for n in self._installing if n <= number]:
             self._installed(self._installing.pop(installed))
         self.replica.persisted(number)
@@ -389,6 +402,31 @@ class Runtime:
         self.peers.update(self.spawn, self.stores.peer_addresses(meta.conf))
         self.log.info("snapshot_installed", index=meta.index, term=meta.term)
 
+    def _apply_soon(self) -> None:
+        if not self._apply_due:
+            self._apply_due = True
+            self._loop.call_soon(self._apply_turn)
+
+    def _apply_turn(self) -> None:
+        self._apply_due = False
+        # Nobody waits for it here, but a leader waits for the write: the disk's thread is not to fight for the
+        # interpreter. `_on_persisted` comes back to it.
+        if self._closed or (self._writes_under_way and self.callers.idle):
+            return
+        try:
+            self._apply_all()
+        except Exception as fault:  # noqa: BLE001 - as in `_turn`
+            self.fatal(fault)
+        self._turn()  # what follows from what was applied
+
+    def _apply_all(self) -> None:
+        applies, self._unapplied, self._unapplied_bytes = self._unapplied, [], 0
+        if applies:
+            results = self._apply(applies)
+            self._leasing.applied()
+            self.callers.answer(self.replica.applied(applies, results))
+            self.on_applied()
+
     def _apply(self, applies: Sequence[Apply]) -> Sequence[Sequence[Sequence[Result]]]:
         """Apply committed entries in one write of the state."""
         conf = None
@@ -403,26 +441,23 @@ class Runtime:
 
     # Time.
 
-    async def _tick_forever(self) -> None:
-        tick_s = self.config.tick_ms / 1000
-        due = self._loop.time() + tick_s
-        count = 0
-        while True:
-            await asyncio.sleep(max(0.0, due - self._loop.time()))
-            missed = int((self._loop.time() - due) / tick_s) + 1
-            due += missed * tick_s
-            for _ in range(min(missed, TICKS_AT_ONCE_MAX)):
+    def _tick(self, ticks: int) -> None:
+        try:
+            for _ in range(ticks):
                 self.replica.tick()
                 self._leasing.tick()
-            count += 1
+            self._rounds += 1
             if self.machine.sweeping:
                 self._sweep()
-            if count % EXPIRE_TICKS == 0:
+            if self._rounds % EXPIRE_ROUNDS == 0:
                 self.callers.expire()
-            if count % HEALTH_TICKS == 0:
+                self._apply_all()  # watchers need not wait for a disk that is slow
+            if self._rounds % HEALTH_ROUNDS == 0:
                 self._leasing.work()
                 self._update_health()
-            self._turn()
+        except Exception as fault:  # noqa: BLE001 - as in `_turn`
+            self.fatal(fault)
+        self._turn()
 
     def _sweep(self) -> None:
         end = self._loop.time() + self.config.tick_ms / 1000 * SWEEP_SHARE
