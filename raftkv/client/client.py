@@ -177,6 +177,11 @@ class AsyncClient(KV, LeaseCalls, WatchCalls, LockCalls, ElectionCalls):
         """The endpoints, normalised."""
         return self._context.pool.endpoints
 
+    @property
+    def namespace(self) -> bytes:
+        """The prefix that all keys of this client get on the wire, and the key in a `Guard` made by hand."""
+        return self._context.namespace.prefix
+
     def stats(self) -> ClientStats:
         """Counters since the client was made; clones count together."""
         return self._context.pool.stats()
