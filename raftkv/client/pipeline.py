@@ -50,6 +50,7 @@ from raftkv.client.options import Timeout
 from raftkv.client.retry import Retry, backoff_s
 from raftkv.client.routing import Purpose
 from raftkv.client.session import TTL_MS, ServerSession
+from raftkv.client.waiting import Call, Waiting
 
 if TYPE_CHECKING:
     from raftkv.client.pool import Pool
@@ -78,38 +79,6 @@ class Unsupported(Exception):
     """The servers have no such stream: make the call another way. Nothing was done."""
 
 
-class _Call:
-    """One mutation of one caller."""
-
-    __slots__ = (
-        "attempts", "deadline", "fault", "future", "id", "method", "payload", "perhaps_done", "retry", "sent",
-        "seq", "session", "timer", "waits",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        method: Method[Any, Any],
-        payload: bytes,
-        deadline: float | None,
-        retry: Retry,
-        future: asyncio.Future[bytes],
-    ) -> None:
-        self.method = method
-        self.payload = payload
-        self.deadline = deadline
-        self.retry = retry
-        self.future = future
-        self.id = 0
-        self.session: ServerSession | None = None
-        self.seq = 0
-        self.sent = False  # on the stream that is open now, and not answered
-        self.perhaps_done = False  # an earlier attempt ended without an answer
-        self.attempts = 0
-        self.waits = 0
-        self.fault: Fault | None = None  # of the last attempt
-        self.timer: asyncio.TimerHandle | None = None
-
-
 class Pipeline:
     """Of one client and its clones."""
 
@@ -117,9 +86,9 @@ class Pipeline:
         assert pool.loop is not None
         self._pool = pool
         self._loop = pool.loop
-        self._room = asyncio.Semaphore(CALLS_MAX)
-        self._queue: deque[_Call] = deque()  # not yet numbered, or to be sent again
-        self._under_way: dict[int, _Call] = {}  # sent over the stream that is open now, by id
+        self._waiting = Waiting(self._loop, CALLS_MAX, self._time_is_up)
+        self._queue: deque[Call] = deque()  # not yet numbered, or to be sent again
+        self._under_way: dict[int, Call] = {}  # sent over the stream that is open now, by id
         self._sessions: list[ServerSession] = []
         self._opening: set[int] = set()  # ids of the requests that open a session
         self._cancelled: list[int] = []
@@ -144,21 +113,18 @@ class Pipeline:
         pool = self._pool
         pool.calls += 1
         deadline = None if timeout.total is None else self._loop.time() + timeout.total
-        call = _Call(method, payload, deadline, retry, self._loop.create_future())
-        if deadline is not None:
-            call.timer = self._loop.call_at(deadline, self._time_is_up, call)
+        call = Call(method, payload, deadline, retry, self._loop.create_future())
+        waiting = self._waiting
         try:
-            if self._room.locked():
-                await self._wait_for_room(deadline)
-            else:
-                await self._room.acquire()
+            await waiting.enter(call)
             try:
-                self._start()
+                if not self._started:
+                    self._start()
                 self._queue.append(call)
                 self._wake.set()
                 return method.parse(await call.future)
             finally:
-                self._room.release()
+                waiting.leave(call)
         except RaftkvError as error:
             pool.failures += 1
             if isinstance(error, OutcomeUnknown):
@@ -167,25 +133,14 @@ class Pipeline:
         except asyncio.CancelledError:
             self._drop(call)
             raise
-        finally:
-            if call.timer is not None:
-                call.timer.cancel()
-
-    async def _wait_for_room(self, deadline: float | None) -> None:
-        try:
-            async with asyncio.timeout_at(deadline):
-                await self._room.acquire()
-        except TimeoutError:
-            raise DeadlineExceeded("too many calls of this client are under way", code="CLIENT_BUSY") from None
 
     def _start(self) -> None:
-        if not self._started:
-            self._started = True
-            self._pool.spawn(self._run(), "pipeline")
+        self._started = True
+        self._pool.spawn(self._run(), "pipeline")
 
     # --- one call's end ---------------------------------------------------------------------------------------------
 
-    def _time_is_up(self, call: _Call) -> None:
+    def _time_is_up(self, call: Call) -> None:
         if call.future.done():
             return
         endpoint = self._connection.endpoint if self._connection is not None and call.attempts else None
@@ -205,7 +160,7 @@ class Pipeline:
         call.future.set_exception(error)
         self._drop(call)
 
-    def _drop(self, call: _Call) -> None:
+    def _drop(self, call: Call) -> None:
         """Nobody waits for it any more: it is not sent, or the node is told."""
         if call.sent:
             self._cancelled.append(call.id)
@@ -217,11 +172,11 @@ class Pipeline:
         if not call.future.done():
             call.future.cancel()
 
-    def _complete(self, call: _Call) -> None:
+    def _complete(self, call: Call) -> None:
         if call.session is not None:
             call.session.complete(call.seq)
 
-    def _fail(self, call: _Call, error: BaseException) -> None:
+    def _fail(self, call: Call, error: BaseException) -> None:
         self._complete(call)
         if not call.future.done():
             call.future.set_exception(error)
@@ -344,40 +299,45 @@ class Pipeline:
         """What can be sent now; None while that is nothing."""
         message = session_pb2.SessionRequests(cancelled=self._cancelled)
         self._cancelled.clear()
-        size = 0
-        while self._queue and len(message.requests) < BATCH_CALLS_MAX and size < BATCH_BYTES_MAX:
-            call = self._queue[0]
+        requests, queue, now = message.requests, self._queue, self._loop.time()
+        count = size = 0
+        while queue and count < BATCH_CALLS_MAX and size < BATCH_BYTES_MAX:
+            call = queue[0]
             if call.future.done():
-                self._queue.popleft()
+                queue.popleft()
                 continue
-            if call.session is None:
-                session = next((s for s in self._sessions if s.has_room()), None)
+            session = call.session
+            if session is None:
+                session = self._session_with_room()
                 if session is None:
                     self._open_session(message)
                     break
                 call.session, call.seq = session, session.take()
-            self._queue.popleft()
-            self._add(message, call)
-            size += len(call.payload)
-        return message if message.requests or message.cancelled else None
+            queue.popleft()
+            call.id = self._next_id
+            self._next_id += 1
+            call.sent = True
+            call.attempts += 1
+            self._under_way[call.id] = call
+            payload = call.payload
+            requests.add(
+                id=call.id,
+                method=METHODS[call.method],
+                payload=payload,
+                timeout_ms=0 if call.deadline is None else max(1, int((call.deadline - now) * 1000)),
+                session=session.id,
+                seq=call.seq,
+                first_incomplete=session.first_incomplete,
+            )
+            count += 1
+            size += len(payload)
+        return message if requests or message.cancelled else None
 
-    def _add(self, message: session_pb2.SessionRequests, call: _Call) -> None:
-        assert call.session is not None
-        call.id = self._next_id
-        self._next_id += 1
-        call.sent = True
-        call.attempts += 1
-        self._under_way[call.id] = call
-        left_s = 0.0 if call.deadline is None else max(0.001, call.deadline - self._loop.time())
-        message.requests.add(
-            id=call.id,
-            method=METHODS[call.method],
-            payload=call.payload,
-            timeout_ms=max(1, int(left_s * 1000)) if left_s else 0,
-            session=call.session.id,
-            seq=call.seq,
-            first_incomplete=call.session.first_incomplete,
-        )
+    def _session_with_room(self) -> ServerSession | None:
+        for session in self._sessions:
+            if session.has_room():
+                return session
+        return None
 
     def _open_session(self, message: session_pb2.SessionRequests) -> None:
         if self._opening or len(self._sessions) >= SESSIONS_MAX:
@@ -444,7 +404,7 @@ class Pipeline:
         self._opening.discard(id)
         self._wake.set()
 
-    def _refused(self, connection: Connection, call: _Call, fault: Fault) -> None:
+    def _refused(self, connection: Connection, call: Call, fault: Fault) -> None:
         call.fault = fault
         if fault.code == "SESSION_EXPIRED":
             self._session_is_gone(connection, call, fault)
@@ -473,13 +433,13 @@ class Pipeline:
         )
         self._loop.call_later(pause_s, self._again, call)
 
-    def _again(self, call: _Call) -> None:
+    def _again(self, call: Call) -> None:
         if not call.future.done():
             # Before those without a number: they may be waiting for this one to make room in its session.
             self._queue.appendleft(call)
             self._wake.set()
 
-    def _session_is_gone(self, connection: Connection, call: _Call, fault: Fault) -> None:
+    def _session_is_gone(self, connection: Connection, call: Call, fault: Fault) -> None:
         """Nothing was done under it now; but perhaps before it expired."""
         assert call.session is not None
         call.session.expired = True

@@ -14,7 +14,8 @@ from raftkv._pb import session_pb2
 from raftkv.client import AsyncClient, DeadlineExceeded, OutcomeUnknown, RaftkvError, Unavailable
 from raftkv.client.connection import Connection
 from raftkv.client.faults import Fault
-from raftkv.client.pipeline import Pipeline, _Call
+from raftkv.client.pipeline import Pipeline
+from raftkv.client.waiting import Call
 from tests.unit.client.conftest import FakeCluster
 from tests.unit.client.test_pipeline import Rule, SessionNode, Table, nodes_of, puts_only, refusal
 
@@ -132,7 +133,7 @@ def goes_on_under_a_new_session(patch: pytest.MonkeyPatch) -> None:
     """M-74."""
     original = Pipeline._session_is_gone
 
-    def session_is_gone(self: Pipeline, connection: Connection, call: _Call, fault: Fault) -> None:
+    def session_is_gone(self: Pipeline, connection: Connection, call: Call, fault: Fault) -> None:
         call.perhaps_done = False
         call.attempts = 1
         original(self, connection, call, fault)
