@@ -132,3 +132,8 @@ def until(condition: Callable[[], object], timeout_s: float = 15.0) -> float:
         assert time.monotonic() - began < timeout_s, "waited in vain"
         time.sleep(0.05)
     return time.monotonic() - began
+
+
+def put_surely(etcdctl: Etcdctl, key: str, value: str) -> None:
+    """Again while the answer is an error: for keys of which only the last value counts."""
+    until(lambda: etcdctl.run("put", key, value).returncode == 0, 60)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.compat.clusters import Cluster, Etcdctl, running_cluster, until
+from tests.compat.clusters import Cluster, Etcdctl, put_surely, running_cluster, until
 from tests.compat.running import running
 
 pytestmark = [pytest.mark.system, pytest.mark.integration]
@@ -79,9 +79,8 @@ def test_nothing_is_lost_when_leaders_die(mortal: Cluster, etcdctl: Etcdctl, tar
 
     def write(count: int) -> None:
         for _ in range(count):
-            number = len(written)
-            until(lambda n=number: etcdctl.run("put", f"{prefix}{n}", str(n)).returncode == 0, 60)
-            written[str(number)] = str(number)
+            put_surely(etcdctl, f"{prefix}{len(written)}", str(len(written)))
+            written[str(len(written))] = str(len(written))
 
     with running(mortal, "make-mirror", f"--prefix={prefix}", *target.endpoints) as mirror:
         write(5)

@@ -147,3 +147,65 @@ async def test_etcdctl_and_the_election_service_share_elections(
             election.LeaderResponse,
         )
         assert told.kv.value == b"ctl"
+
+
+def test_watch_a_range(etcdctl: Etcdctl, cluster: Cluster, prefix: str) -> None:
+    first = etcdctl.json("put", f"{prefix}a", "1")["header"]["revision"]
+    for key in "bcd":
+        etcdctl("put", f"{prefix}{key}", "1")
+    with running(cluster, "watch", f"{prefix}b", f"{prefix}d", f"--rev={first}") as watch:
+        lines = watch.wait(lambda lines: lines.count("1") == 2)
+        etcdctl("put", f"{prefix}d", "outside")
+        etcdctl("put", f"{prefix}c", "2")
+        lines = watch.wait(lambda lines: "2" in lines)
+    assert pairs(lines, prefix) == [("PUT", "b", "1"), ("PUT", "c", "1"), ("PUT", "c", "2")]
+
+
+def test_watch_runs_a_command_for_each_event(etcdctl: Etcdctl, cluster: Cluster, prefix: str) -> None:
+    script = 'echo "$ETCD_WATCH_REVISION $ETCD_WATCH_EVENT_TYPE $ETCD_WATCH_KEY $ETCD_WATCH_VALUE"'
+    first = etcdctl.json("put", f"{prefix}k", "1")["header"]["revision"]
+    with running(cluster, "watch", f"{prefix}k", f"--rev={first}", "--", "sh", "-c", script) as watch:
+        watch.wait(lambda lines: f'{first} "PUT" "{prefix}k" "1"' in lines)
+        etcdctl("del", f"{prefix}k")
+        watch.wait(lambda lines: f'{first + 1} "DELETE" "{prefix}k" ""' in lines)
+
+
+def test_watch_of_a_future_revision(etcdctl: Etcdctl, cluster: Cluster, prefix: str) -> None:
+    now = etcdctl.json("put", f"{prefix}k", "0")["header"]["revision"]
+    with running(cluster, "watch", f"{prefix}k", f"--rev={now + 3}", "-w", "json") as watch:
+        for number in range(1, 5):
+            etcdctl("put", f"{prefix}k", str(number))
+        watch.wait(lambda lines: sum(len(json.loads(line).get("Events") or []) for line in lines) >= 2)
+        seen = [event["kv"]["mod_revision"] for line in watch.lines for event in json.loads(line).get("Events") or []]
+    assert seen == [now + 3, now + 4]
+
+
+def test_watch_interactively_with_flags_and_mistakes(etcdctl: Etcdctl, cluster: Cluster, prefix: str) -> None:
+    first = etcdctl.json("put", f"{prefix}a", "old")["header"]["revision"]
+    etcdctl("put", f"{prefix}a", "new")
+    last = etcdctl.json("put", f"{prefix}a", "newest")["header"]["revision"]
+    with running(cluster, "watch", "-i") as watch:
+        watch.say("nonsense")
+        watch.wait(lambda lines: any(line.startswith("Invalid command nonsense") for line in lines))
+        watch.say(f"watch {prefix}a --rev={first + 1} --prev-kv")
+        lines = watch.wait(lambda lines: "newest" in lines)
+        assert lines.count("old") == 1, "as the value before"
+        etcdctl("compact", str(last))
+        deadline = time.monotonic() + 15
+        while not any("required revision has been compacted" in line for line in watch.lines):
+            assert time.monotonic() < deadline, watch.lines
+            watch.say(f"watch {prefix}a --rev={first}")  # again: the member it is at may not have compacted yet
+            time.sleep(0.2)
+
+
+def test_watch_before_a_compacted_revision_has_no_previous_value(
+    etcdctl: Etcdctl, cluster: Cluster, prefix: str
+) -> None:
+    etcdctl("put", f"{prefix}a", "1")
+    last = etcdctl.json("put", f"{prefix}a", "2")["header"]["revision"]
+    etcdctl("put", f"{prefix}a", "3")
+    etcdctl("compact", str(last))
+    with running(cluster, "watch", f"{prefix}a", f"--rev={last}", "--prev-kv", "-w", "json") as watch:
+        watch.wait(lambda lines: sum(len(json.loads(line).get("Events") or []) for line in lines) >= 2)
+        events = [event for line in watch.lines for event in json.loads(line).get("Events") or []]
+    assert ["prev_kv" in event for event in events] == [False, True]
