@@ -73,14 +73,20 @@ async def test_no_room_in_time_is_a_deadline_that_passed_and_nothing_is_lost() -
 async def test_each_deadline_is_told_once_and_never_early_whatever_their_order() -> None:
     loop = asyncio.get_running_loop()
     told: list[tuple[Call, float]] = []
-    calls = waiting(100, lambda each: told.append((each, loop.time())))
+    both = asyncio.Event()
+
+    def tell(each: Call) -> None:
+        told.append((each, loop.time()))
+        if len(told) == 2:
+            both.set()
+
+    calls = waiting(100, tell)
     late, soon, left, never = call(0.06), call(0.02), call(0.03), call()
     for each in (late, soon, left, never):
         await calls.enter(each)
     calls.leave(left)
     async with asyncio.timeout(10):
-        while len(told) < 2:
-            await asyncio.sleep(0.005)
+        await both.wait()
     await asyncio.sleep(0.02)
     assert [each for each, _ in told] == [soon, late]
     assert all(each.deadline is not None and at >= each.deadline for each, at in told)
