@@ -30,8 +30,10 @@ def test_nothing_is_missing_from_the_table() -> None:
 def test_names_are_upper_snake_and_texts_carry_a_prefix() -> None:
     for row in (*REFUSALS.values(), *EXCEPTIONS.values(), *TIMEOUTS.values()):
         assert row.name.replace("_", "A").isupper()
-        # The words of etcd's own recipe, for the Lock service, have a prefix of their own.
-        assert not row.text or row.text.startswith(("etcdserver: ", "raftkv: ", "mutex: ", "context deadline exceeded"))
+        # The words of etcd's own recipes, for Lock and Election, have prefixes of their own.
+        assert not row.text or row.text.startswith(
+            ("etcdserver: ", "raftkv: ", "mutex: ", "election: ", "context deadline exceeded")
+        )
     assert all(code.value.startswith(("etcdserver: ", "raftkv: ")) for code in INVALID)
 
 
