@@ -222,7 +222,11 @@ class Place:
     async def leave(self, timeout: TimeoutArg = DEFAULT) -> None:
         """Give it back: the key goes with its lease, which nobody else uses. No later holder's key can be meant."""
         self._quiet()
-        await self.lease.revoke(timeout=timeout)
+        try:
+            await self.lease.revoke(timeout=timeout)
+        except asyncio.CancelledError:
+            self.lease.abandon()  # perhaps it was not sent yet, and others would wait for it to run out
+            raise
 
     def abandon(self) -> None:
         """The same for whoever has no time to wait: in the background."""

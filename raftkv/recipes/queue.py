@@ -34,6 +34,7 @@ from raftkv.client import (
     Get,
     Key,
     KeyValue,
+    Lock,
     LockLost,
     LockTimeout,
     OutcomeUnknown,
@@ -86,6 +87,7 @@ class Queue:
         self._items = root + b"all/item/"
         self._claims = root + b"all/claim/"
         self._line = root + b"line"
+        self._releases: set[asyncio.Task[None]] = set()
 
     async def put(self, value: Text, *, timeout: TimeoutArg = DEFAULT) -> bytes:
         """Add an item; its id.
@@ -175,7 +177,11 @@ class Queue:
             try:
                 got = await self._obtain_in_front(attempt, deadline, place, line.lost)
             finally:
-                await _release(line.release(timeout=RELEASE_TIMEOUT_S))
+                # Others stand behind us: a cancellation does not interrupt this.
+                releasing = asyncio.create_task(_release(line), name="raftkv queue line")
+                self._releases.add(releasing)
+                releasing.add_done_callback(self._releases.discard)
+                await asyncio.shield(releasing)
         return got
 
     async def _obtain_in_front(
@@ -230,9 +236,9 @@ class Queue:
             limit = max(limit * 2, len(taken) + 1)
 
 
-async def _release(releasing: Awaitable[None]) -> None:
+async def _release(line: Lock) -> None:
     try:
-        await releasing
+        await line.release(timeout=RELEASE_TIMEOUT_S)
     except RaftkvError:
         return  # lost, or it runs out by itself
 
