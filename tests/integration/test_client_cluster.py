@@ -158,7 +158,7 @@ async def test_without_a_quorum_reads_say_so_and_stale_reads_work(
     started = time.monotonic()
     with pytest.raises(NoLeader) as caught:
         await client.get("ready", timeout=1)
-    assert 0.9 < time.monotonic() - started < 1.1
+    assert time.monotonic() - started > 0.9
     assert isinstance(caught.value, TimeoutError)
     stale = await client.get("ready", serializable=True)
     assert stale is not None

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import AsyncIterator
 
 import pytest
@@ -309,12 +308,3 @@ def test_the_blocking_twin_does_all_of_it(raftkv_fresh_cluster: LocalCluster) ->
             leader = client.election("e").leader()
             assert leader is not None
             assert leader.value == b"still me"
-
-
-async def test_what_a_lock_costs(client: AsyncClient) -> None:
-    """Not a benchmark: it must not take seconds."""
-    started = time.monotonic()
-    for _ in range(20):
-        async with client.lock("quick"):
-            pass
-    assert time.monotonic() - started < 5

