@@ -21,7 +21,7 @@ from raftkv._pb.kv_pb2 import (
     TxnRequest,
 )
 from raftkv._pb.lease_pb2 import LeaseGrantRequest
-from raftkv._pb.state_pb2 import SessionCall, SessionOpen
+from raftkv._pb.state_pb2 import SessionOpen
 from raftkv.state.keys import span
 from raftkv.state.leases import TTL_MS_MAX, TTL_S_MAX
 from raftkv.state.sessions import CALLABLE
@@ -188,20 +188,21 @@ def check_session_open(request: SessionOpen) -> None:
         raise InvalidRequest(InvalidCode.SESSION_TTL_NEGATIVE, "ttl_ms", actual=request.ttl_ms)
 
 
-def check_session_call(call: SessionCall) -> None:
-    """Check the numbers of a call; what it carries is checked as it would be without a session.
+def check_session_call(session: int, seq: int, first_incomplete: int, kind: int) -> None:
+    """Check the numbers of a `SessionCall`; what it carries is checked as it would be without a session.
 
     Raises:
         InvalidRequest: SESSION_CALL.
     """
-    for field, good in (
-        ("session", call.session > 0),
-        ("seq", call.seq > 0),
-        ("first_incomplete", call.first_incomplete <= call.seq),
-        ("kind", call.kind in CALLABLE),
-    ):
-        if not good:
-            raise InvalidRequest(InvalidCode.SESSION_CALL, field)
+    if session > 0 and seq > 0 and first_incomplete <= seq and kind in CALLABLE:
+        return
+    if session <= 0:
+        field = "session"
+    elif seq <= 0:
+        field = "seq"
+    else:
+        field = "first_incomplete" if first_incomplete > seq else "kind"
+    raise InvalidRequest(InvalidCode.SESSION_CALL, field)
 
 
 def _check_put(request: PutRequest, limits: RequestLimits) -> None:

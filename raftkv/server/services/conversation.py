@@ -81,7 +81,7 @@ class Conversation:
         self._stream = stream
         self._accept = accept
         self._under_way: dict[int, _Request] = {}
-        self._out: deque[pb.SessionResponse] = deque()
+        self._out: deque[tuple[int, bytes, pb.SessionError | None]] = deque()  # id, payload or error
         self._out_bytes = 0
         self._count = 0  # requests whose answer is not written yet
         self._bytes = 0  # of those, and of the answers in _out
@@ -249,7 +249,7 @@ class Conversation:
     # Answers.
 
     def _answer(self, each: int, payload: bytes) -> None:
-        self._put_out(pb.SessionResponse(id=each, payload=payload), len(payload))
+        self._put_out(each, payload, None)
 
     def _fail(self, each: int, method: pb.SessionMethod.ValueType, fault: Exception) -> None:
         if isinstance(fault, NodeFatal | StoreDamaged):
@@ -265,10 +265,11 @@ class Conversation:
             retry_after_ms=int(more.pop(RETRY_AFTER_TRAILER, 0)),
             more=more,
         )
-        self._put_out(pb.SessionResponse(id=each, error=error), len(answer.text))
+        self._put_out(each, b"", error)
 
-    def _put_out(self, response: pb.SessionResponse, size: int) -> None:
-        self._out.append(response)
+    def _put_out(self, each: int, payload: bytes, error: pb.SessionError | None) -> None:
+        self._out.append((each, payload, error))
+        size = _size(payload, error)
         self._out_bytes += size
         self._bytes += size
         self._wake.set()
@@ -286,15 +287,25 @@ class Conversation:
             await self._stream.write(message)
 
     def _next_message(self) -> bytes:
-        responses: list[pb.SessionResponse] = []
-        size = 0
+        message = pb.SessionResponses()
+        add = message.responses.add
+        count = size = 0
         out = self._out
         while out and size < MESSAGE_BYTES_MAX:
-            response = out.popleft()
-            size += len(response.payload) or len(response.error.message)
-            responses.append(response)
+            each, payload, error = out.popleft()
+            if error is None:
+                add(id=each, payload=payload)
+            else:
+                add(id=each, error=error)
+            size += _size(payload, error)
+            count += 1
         self._out_bytes -= size
         self._bytes -= size
-        self._count -= len(responses)
+        self._count -= count
         self._room.set()
-        return pb.SessionResponses(responses=responses).SerializeToString()
+        return message.SerializeToString()
+
+
+def _size(payload: bytes, error: pb.SessionError | None) -> int:
+    """What an answer counts for."""
+    return len(payload) if error is None else len(error.message)

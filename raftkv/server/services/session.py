@@ -151,16 +151,11 @@ class Session:
     def _within_session(
         self, request: pb.SessionRequest, kind: CommandKind, payload: bytes
     ) -> tuple[CommandKind, bytes]:
-        if not (request.session or request.seq):
+        session, seq, first_incomplete = request.session, request.seq, request.first_incomplete
+        if not (session or seq):
             return kind, payload
-        call = SessionCall(
-            session=request.session,
-            seq=request.seq,
-            first_incomplete=request.first_incomplete,
-            kind=kind,
-            payload=payload,
-        )
-        check_session_call(call)
+        check_session_call(session, seq, first_incomplete, kind)
+        call = SessionCall(session=session, seq=seq, first_incomplete=first_incomplete, kind=kind, payload=payload)
         return CommandKind.SESSION_CALL, call.SerializeToString()
 
     def _has_room(self, talk: Conversation, request: pb.SessionRequest) -> bool:

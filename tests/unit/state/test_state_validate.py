@@ -20,7 +20,7 @@ from raftkv._pb.kv_pb2 import (
     TxnRequest,
 )
 from raftkv._pb.lease_pb2 import LeaseGrantRequest
-from raftkv._pb.state_pb2 import SessionCall, SessionOpen
+from raftkv._pb.state_pb2 import SessionOpen
 from raftkv.state.commands import CommandKind
 from raftkv.state.validate import (
     InvalidCode,
@@ -220,7 +220,7 @@ def test_sessions() -> None:
     with pytest.raises(InvalidRequest, match="time to live of a session is negative"):
         check_session_open(SessionOpen(ttl_ms=-1))
     good: dict[str, int] = {"session": 1, "seq": 2, "first_incomplete": 2, "kind": CommandKind.TXN}
-    check_session_call(SessionCall(**good))
+    check_session_call(**good)
     for field, value in (
         ("session", 0),
         ("seq", 0),
@@ -230,7 +230,7 @@ def test_sessions() -> None:
         ("kind", 0),
     ):
         with pytest.raises(InvalidRequest) as invalid:
-            check_session_call(SessionCall(**{**good, field: value}))
+            check_session_call(**{**good, field: value})
         assert (invalid.value.code, invalid.value.field) == (InvalidCode.SESSION_CALL, field)
 
 
