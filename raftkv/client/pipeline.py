@@ -12,11 +12,13 @@ without the service (etcd, raftkv before 0.2) answers UNIMPLEMENTED to the first
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError
 
 from raftkv._pb import session_pb2, state_pb2
 from raftkv.client.cancelling import being_cancelled
@@ -98,6 +100,7 @@ class Pipeline:
         self._ever_served = False
         self._stream: _Stream | None = None
         self._connection: Connection | None = None
+        self._answered: tuple[Method[Any, Any], bytes] | None = None  # an answer of the last message
         self.unsupported = False
 
     async def call(
@@ -150,9 +153,7 @@ class Pipeline:
         if call.sent or call.perhaps_done:
             error: RaftkvError = outcome_unknown(fault, endpoint=endpoint, attempts=call.attempts)
         elif not call.attempts and self._connection is None:
-            error = DeadlineExceeded(
-                f"no endpoint could be reached: {', '.join(self._pool.endpoints)}", code="UNREACHABLE"
-            )
+            error = DeadlineExceeded(self._pool.unreachable(), code="UNREACHABLE")
         else:
             if fault.kind is FaultKind.SILENT and self._pool.nobody_serves():
                 fault = Fault(FaultKind.NO_LEADER, "NO_LEADER", "no node can serve: the cluster has no quorum", True)
@@ -287,6 +288,9 @@ class Pipeline:
 
     async def _send(self, call: _Stream) -> None:
         while True:
+            if self._queue and not self._under_way and not self._opening and self._is_misplaced():
+                await call.done_writing()  # the node ends the stream, and what waits goes elsewhere
+                return
             message = self._next_message()
             if message is None:
                 self._wake.clear()
@@ -294,6 +298,10 @@ class Pipeline:
                 continue
             self._count_under_way()
             await call.write(message)
+
+    def _is_misplaced(self) -> bool:
+        assert self._connection is not None
+        return self._pool.router.misplaced(Purpose.WRITE, self._connection)
 
     def _next_message(self) -> session_pb2.SessionRequests | None:
         """What can be sent now; None while that is nothing."""
@@ -368,6 +376,12 @@ class Pipeline:
             self._pool.router.heard(connection)
             for response in message.responses:
                 self._take(connection, response)
+            if self._answered is not None:
+                # One of them is enough to learn who leads; to look at each would cost more than all else here.
+                method, payload = self._answered
+                self._answered = None
+                with contextlib.suppress(DecodeError):  # its caller hears of that
+                    self._pool.observe(connection, method.parse(payload).header)
             self._count_under_way()
             self._wake.set()  # there is room again
 
@@ -383,8 +397,10 @@ class Pipeline:
             self._refused(connection, call, _fault(response.error))
             return
         self._complete(call)
+        payload = response.payload
+        self._answered = (call.method, payload)
         if not call.future.done():
-            call.future.set_result(response.payload)
+            call.future.set_result(payload)
 
     def _opened(self, connection: Connection, response: session_pb2.SessionResponse) -> None:
         if not response.HasField("error"):

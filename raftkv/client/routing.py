@@ -119,6 +119,20 @@ class Router:
             return connection
         return self._choose(purpose, avoid)
 
+    def misplaced(self, purpose: Purpose, connection: Connection) -> bool:
+        """Whether what lasts at `connection` had better go to the leader: it should be there, and that can be had."""
+        if not self._leader_preferred[purpose]:
+            return False
+        leader = self.leader()
+        return (
+            leader is not None
+            and leader is not connection
+            and leader.is_ready()
+            and not leader.suspect
+            and leader.health is not Health.NOT_SERVING
+            and leader.breaker.state is BreakerState.CLOSED
+        )
+
     def elsewhere(self, avoid: Collection[Connection]) -> bool:
         """Whether an endpoint is ready that is not in `avoid`."""
         return any(c not in avoid and not c.foreign and c.is_ready() for c in self._connections)

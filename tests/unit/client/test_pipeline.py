@@ -277,6 +277,31 @@ async def test_a_client_that_is_closed_while_its_stream_breaks_does_not_hang(
         await client.close()
 
 
+async def test_a_stream_that_should_be_at_the_leader_follows_it(
+    cluster: FakeCluster, table: Table, make_client: MakeClient
+) -> None:
+    client = make_client(routing="leader")
+    keys = iter(range(10_000))
+
+    async def reaches(member_id: int) -> None:
+        node = nodes_of(cluster)[member_id - 1]
+
+        async def put_arrives() -> bool:
+            before = len(node.requests)
+            await client.put(f"k{next(keys)}", "v")
+            return len(node.requests) > before
+
+        async with asyncio.timeout(10):
+            while not await put_arrives():
+                pass
+
+    await reaches(1)
+    cluster.elect(3)
+    await reaches(3)
+    assert len(table.executed) == len(set(table.executed)) == next(keys)
+    assert client.stats().outcomes_unknown == 0
+
+
 async def test_servers_without_the_stream_get_unary_calls(cluster: FakeCluster, make_client: MakeClient) -> None:
     client = make_client()
     await asyncio.gather(*(client.put(f"k{number}", "v") for number in range(20)))
