@@ -1,7 +1,7 @@
 """The SDK's puts over its stream, 100 concurrent callers in one process; beside them aetcd's callers on etcd.
 
-Three ways of a put on the raftkv cluster: exactly once (numbered in a session, over the stream: what `put` does), over
-the same stream without sessions, and unary (`retry=None`). Both clusters run for the whole time; rounds alternate, so
+Ways of a put on the raftkv cluster: exactly once (numbered in a session, over the stream: what `put` does), the same
+over a stream to the leader, the stream without sessions, and unary (`retry=None`). Both clusters run for the whole time; rounds alternate, so
 that what the machine does otherwise meets all of them.
 """
 
@@ -10,16 +10,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import os
 import statistics
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from pathlib import Path
 from typing import Any
 
 import aetcd
-from common import Report, arguments, cluster_of, kinds, spread
+from common import Report, arguments, cluster_of, cpu_s, kinds, spread
 
 from raftkv import AsyncClient, RaftkvError
 from raftkv.client.pipeline import Pipeline
@@ -31,7 +29,6 @@ Put = Callable[[bytes, bytes], Awaitable[int]]
 FAILURES = (RaftkvError, aetcd.ClientError)
 RATIO_GOAL = 2.5
 COST_GOAL = 0.10
-TICKS_S = os.sysconf("SC_CLK_TCK")
 
 
 class _NoSession(ServerSession):
@@ -121,18 +118,24 @@ class Way:
 
 
 def _cpu_s(pids: dict[str, int]) -> dict[str, float]:
-    """What each process has used so far, its threads and the kernel on its behalf included."""
-    spent = {}
-    for name, pid in pids.items():
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        spent[name] = (int(fields[11]) + int(fields[12])) / TICKS_S
-    return spent
+    return {name: cpu_s(pid) for name, pid in pids.items()}
 
 
 @contextlib.asynccontextmanager
 async def exactly_once(cluster: AsyncLocalCluster, leader: str) -> AsyncIterator[Put]:
     """As every user of the SDK puts."""
     async with AsyncClient(cluster.endpoints) as client:
+
+        async def put(key: bytes, value: bytes) -> int:
+            return (await client.put(key, value)).revision
+
+        yield put
+
+
+@contextlib.asynccontextmanager
+async def direct(cluster: AsyncLocalCluster, leader: str) -> AsyncIterator[Put]:
+    """Exactly once, over a stream to the leader: a hop less, and the failover is the client's to notice."""
+    async with AsyncClient(cluster.endpoints, routing="leader") as client:
 
         async def put(key: bytes, value: bytes) -> int:
             return (await client.put(key, value)).revision
@@ -180,6 +183,7 @@ async def foreign(cluster: AsyncLocalCluster, leader: str) -> AsyncIterator[Put]
 
 WAYS: dict[str, Callable[[AsyncLocalCluster, str], contextlib.AbstractAsyncContextManager[Put]]] = {
     "exactly-once": exactly_once,
+    "direct": direct,
     "stream": stream,
     "unary": unary,
     "aetcd-etcd": foreign,
