@@ -1,7 +1,8 @@
 """What a node does about leases and sessions: asks the leader, and as the leader keeps time and answers.
 
-    keepalive at any node -> LeaseAsks -> LeaseAsk to the leader -> a round that proves the leadership, begun then
-      -> Lessor renews -> (a checkpoint undone in the log, where there is one) -> LeaseAnswer -> told
+    keepalive at any node -> LeaseAsks -> LeaseAsk to the leader -> gathers with those of others, for some ticks at most
+      -> a round that proves the leadership, begun then -> Lessor renews
+      -> (a checkpoint undone in the log, where there is one) -> LeaseAnswer -> told
 
 A node that leads asks itself, on the same way. Nothing here knows of sockets, tasks or real time: `Port` is what the
 node offers.
@@ -21,6 +22,9 @@ from raftkv.state.machine import StateMachine
 from raftkv.state.results import Refusal, Result
 
 RETRY_TICKS = 50
+GATHER_TICKS = 2
+"""How long keepalives that follow a round gather for the next: a round costs messages to and from everybody, and many
+clients on many nodes would have hundreds a second. Who comes after a quiet time does not wait, nor who only looks."""
 
 
 class Port(Protocol):
@@ -74,6 +78,8 @@ class Leasing:
         self.lessor = Lessor(clock)
         self._asks = LeaseAsks(incarnation, RETRY_TICKS, gone)
         self._ticks = 0
+        self._gathered: list[tuple[NodeId, LeaseAsk]] = []  # of nodes who believe that we lead; no round begun for them
+        self._confirmed_tick = -GATHER_TICKS
 
     # From callers of this node.
 
@@ -88,6 +94,7 @@ class Leasing:
         port = self._port
         if self.lessor.term and (port.leader != port.node_id or port.term != self.lessor.term):
             self.lessor.follow()
+            self._gathered.clear()
         if self._asks.idle:
             return
         leader = port.leader
@@ -117,6 +124,7 @@ class Leasing:
     def tick(self) -> None:
         """A tick of time has passed."""
         self._ticks += 1
+        self._confirm()
 
     def work(self) -> None:
         """Do what time asks for; about ten times a second."""
@@ -142,7 +150,8 @@ class Leasing:
         """A node asks us, believing that we lead."""
         port = self._port
         if port.leader == port.node_id and ask.term == port.term:
-            port.confirm(lambda: self._answer(sender, ask))
+            self._gathered.append((sender, ask))
+            self._confirm()
 
     def on_answer(self, answer: LeaseAnswer) -> None:
         """The leader has answered."""
@@ -150,6 +159,21 @@ class Leasing:
             self._port.tell(ticket, left)
 
     # Leading.
+
+    def _confirm(self) -> None:
+        """Begin a round for what has gathered, if it is time."""
+        asks = self._gathered
+        is_time = self._ticks - self._confirmed_tick >= GATHER_TICKS
+        if not asks or not (is_time or any(ask.look for _, ask in asks)):
+            return
+        self._gathered = []
+        self._confirmed_tick = self._ticks
+
+        def answer() -> None:
+            for sender, ask in asks:
+                self._answer(sender, ask)
+
+        self._port.confirm(answer)
 
     def _answer(self, sender: NodeId, ask: LeaseAsk) -> None:
         """A round begun since the question came has proved our leadership."""

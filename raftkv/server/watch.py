@@ -38,7 +38,7 @@ APART_REVISIONS_MAX = 4096
 CHUNK_BYTES_MAX = 256 * 1024
 """A chunk ends behind the revision in which it exceeds this many bytes of what somebody wants."""
 
-BUFFERED_BYTES_MAX = 64 * 1024 * 1024
+BUFFERED_BYTES_MAX = 16 * 1024 * 1024
 """What all sinks of a node may hold together; beyond it, only a sink that holds nothing takes more."""
 
 _EVENTS_TAG = b"\x5a"  # field 11 of WatchResponse, length-delimited

@@ -19,11 +19,15 @@ from raftkv._pb.watch_pb2 import WatchResponse
 from raftkv.server.errors import Stopping
 from raftkv.server.watch import BUFFERED_BYTES_MAX, Change, Watch, WatchHub, varint
 
-STREAM_BYTES_MAX = 1024 * 1024
+STREAM_BYTES_MAX = 256 * 1024
 LISTENER_BYTES_MAX = 256 * 1024
 
-RESPONSE_BYTES_MAX = 256 * 1024
-"""A response that has this much is not joined by later changes; one revision may be larger."""
+RESPONSE_BYTES_MAX = 16 * 1024
+"""A response that has this much is not joined by later changes; one revision may be larger.
+
+A client that does not read holds up one response, and that exists twice, here and in gRPC: a thousand such clients are
+not to cost more than some tens of megabytes (ADR 0012).
+"""
 RESPONSE_CHANGES_MAX = 1000
 
 FRAGMENT_BYTES = 2 * 1024 * 1024

@@ -9,7 +9,7 @@ import pytest
 from raftkv._pb.lease_pb2 import LeaseGrantRequest, LeaseRevokeRequest
 from raftkv._pb.state_pb2 import LeaseCheckpoints, LeaseExpire, SessionExpire, SessionOpen, SessionOpened
 from raftkv.server.asks import ASK_LEASES_MAX, LeaseAnswer, LeaseAsk, LeaseAsks
-from raftkv.server.leasing import RETRY_TICKS, Leasing
+from raftkv.server.leasing import GATHER_TICKS, RETRY_TICKS, Leasing
 from raftkv.server.lessor import LeaseLeft
 from raftkv.state.commands import Command, CommandKind, Group
 from raftkv.state.machine import StateMachine
@@ -126,6 +126,40 @@ def test_a_follower_asks_the_leader_once_for_all_that_came() -> None:
     ]
     follower.leasing.on_answer(answer)
     assert len(follower.told) == 3, "an answer counts once"
+
+
+def test_keepalives_that_follow_a_round_gather_for_the_next_and_looks_do_not_wait() -> None:
+    """Rounds cost everybody messages: their number must not grow with that of nodes and clients."""
+    node = Node()
+    node.lead()
+    for lease in range(1, 20):
+        node.grant(lease)
+    node.leasing.on_ask(2, LeaseAsk(1, 1, (1,), ()))
+    assert len(node.rounds) == 1, "the first does not wait"
+    node.confirm_all()
+    for sender in range(2, 12):
+        node.leasing.on_ask(sender, LeaseAsk(1, sender, (sender,), ()))
+    node.leasing.tick()
+    assert node.rounds == []
+    node.sent.clear()
+    for _ in range(GATHER_TICKS):
+        node.leasing.tick()
+    assert len(node.rounds) == 1
+    node.confirm_all()
+    assert sorted(receiver for receiver, _ in node.sent) == list(range(2, 12))
+    node.leasing.on_ask(2, LeaseAsk(1, 40, (1,), ()))
+    assert node.rounds == []
+    node.leasing.on_ask(3, LeaseAsk(1, 41, (), (2,)))
+    assert len(node.rounds) == 1
+    node.sent.clear()
+    node.confirm_all()
+    assert sorted(receiver for receiver, _ in node.sent) == [2, 3], "the round is good for those who waited, too"
+    node.leasing.on_ask(2, LeaseAsk(1, 42, (1,), ()))
+    node.leader = 3
+    node.leasing.turn()
+    for _ in range(GATHER_TICKS):
+        node.leasing.tick()
+    assert node.rounds == [], "who is deposed answers nobody"
 
 
 def test_what_comes_while_one_message_is_under_way_shares_the_next() -> None:
@@ -306,6 +340,8 @@ def test_a_checkpoint_is_undone_in_the_log_before_a_renewal_is_told() -> None:
     assert node.machine.leases[8].remaining_ms > 0
     node.sent.clear()
     # Once undone, nothing is to be written.
+    for _ in range(GATHER_TICKS):
+        node.leasing.tick()
     node.leasing.on_ask(2, LeaseAsk(1, 10, (7, 8), ()))
     node.confirm_all()
     ((_, answer),) = node.sent
