@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from raftkv.client import (
         DEFAULT,
+        TLS,
         Alarm,
         AsyncClient,
         AttemptFailed,
@@ -81,6 +82,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "DEFAULT",
+    "TLS",
     "Alarm",
     "AsyncClient",
     "AttemptFailed",

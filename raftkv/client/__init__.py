@@ -58,6 +58,7 @@ from raftkv.client.results import (
     WatchBatch,
 )
 from raftkv.client.retry import Retry
+from raftkv.client.tls import TLS
 from raftkv.client.txn import Delete, Get, Guard, Key, Put, Txn
 from raftkv.client.watch import Watch
 
@@ -66,6 +67,7 @@ logging.getLogger("raftkv").addHandler(logging.NullHandler())
 
 __all__ = [
     "DEFAULT",
+    "TLS",
     "Alarm",
     "AsyncClient",
     "AttemptFailed",

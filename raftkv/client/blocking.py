@@ -54,6 +54,7 @@ from raftkv.client.results import (
 )
 from raftkv.client.retry import Retry
 from raftkv.client.routing import Purpose
+from raftkv.client.tls import TLS
 from raftkv.client.txn import Branches, Guard, TxnBuilder
 
 T = TypeVar("T")
@@ -255,6 +256,7 @@ class Client(BlockingCoordination):
         channel_options: Iterable[tuple[str, Any]] = (),
         interceptors: Iterable[grpc.aio.ClientInterceptor] = (),
         lost_after_s: float = 10.0,
+        tls: TLS | None = None,
     ) -> None:
         twin = AsyncClient(
             endpoints,
@@ -268,6 +270,7 @@ class Client(BlockingCoordination):
             channel_options=channel_options,
             interceptors=interceptors,
             lost_after_s=lost_after_s,
+            tls=tls,
         )
         self._use(twin, loop_thread())
 

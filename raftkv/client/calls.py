@@ -138,9 +138,7 @@ async def _wait_for_connection(
             attempts = progress.attempts if progress is not None else 0
             time_is_up = deadline is not None and pool.loop.time() >= deadline - 0.001
             kind = DeadlineExceeded if time_is_up else Unavailable
-            raise kind(
-                f"no endpoint could be reached: {', '.join(pool.endpoints)}", code="UNREACHABLE", attempts=attempts
-            )
+            raise kind(pool.unreachable(), code="UNREACHABLE", attempts=attempts)
 
 
 async def _after_failure(

@@ -44,6 +44,7 @@ from raftkv.client.options import (
 from raftkv.client.pool import ClientStats, ConnectionState, Pool
 from raftkv.client.retry import Retry
 from raftkv.client.routing import Purpose
+from raftkv.client.tls import TLS
 from raftkv.client.watch import WatchCalls
 
 DEFAULT_TIMEOUT: Final = Timeout()
@@ -89,6 +90,7 @@ class AsyncClient(KV, LeaseCalls, WatchCalls, LockCalls, ElectionCalls):
         channel_options: gRPC channel options; they win over the SDK's.
         interceptors: of grpc.aio, for tracing and the like.
         lost_after_s: how long without any connection until the state is LOST.
+        tls: whom to trust and what to show; None speaks plain text.
     Raises:
         ConfigError: names the argument that is wrong. Nothing has started.
     """
@@ -107,6 +109,7 @@ class AsyncClient(KV, LeaseCalls, WatchCalls, LockCalls, ElectionCalls):
         channel_options: Iterable[tuple[str, Any]] = (),
         interceptors: Iterable[grpc.aio.ClientInterceptor] = (),
         lost_after_s: float = 10.0,
+        tls: TLS | None = None,
     ) -> None:
         if routing not in ROUTINGS:
             raise ConfigError("routing", f"{routing!r} is not one of {', '.join(ROUTINGS)}")
@@ -114,13 +117,14 @@ class AsyncClient(KV, LeaseCalls, WatchCalls, LockCalls, ElectionCalls):
         _check_consistency(consistency)
         self._owner = True
         pool = Pool(
-            resolve_endpoints(endpoints),
+            resolve_endpoints(endpoints, tls=tls is not None),
             routing=routing,
             breaker=breaker,
             hooks=Hooks(event_hooks),
             channel_options=channel_options,
             interceptors=interceptors,
             lost_after_s=lost_after_s,
+            tls=tls,
         )
         limits = timeout_from(timeout, DEFAULT_TIMEOUT)
         self._use(Context(pool, limits, retry, Namespace(to_bytes(namespace, "namespace")), consistency))

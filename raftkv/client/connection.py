@@ -18,8 +18,11 @@ from raftkv.client import health
 from raftkv.client.breaker import Breaker, BreakerConfig, BreakerState
 from raftkv.client.health import Health
 from raftkv.client.methods import Method, RequestT, ResponseT, StreamedT, StreamMethod
+from raftkv.client.tls import TLS
 
 READY: Final = grpc.ChannelConnectivity.READY
+FAILED: Final = grpc.ChannelConnectivity.TRANSIENT_FAILURE
+TROUBLE_TIMEOUT_S: Final = 1.0
 
 # The pair of keepalive settings that was measured to notice a frozen or black-holed server:
 # `grpc.http2.ping_timeout_ms` decides (its default is a minute), `keepalive_timeout_ms` alone does nothing.
@@ -69,6 +72,7 @@ class Connection:
         "open_streams",
         "pipeline_busy",
         "suspect",
+        "trouble",
     )
 
     def __init__(
@@ -80,12 +84,10 @@ class Connection:
         breaker: BreakerConfig,
         clock: Callable[[], float],
         on_breaker: Callable[[Connection, BreakerState], None],
+        tls: TLS | None = None,
     ) -> None:
         self.endpoint: Final = endpoint
-        merged = {**CHANNEL_OPTIONS, **dict(options)}
-        self.channel: Final = grpc.aio.insecure_channel(
-            endpoint, options=list(merged.items()), interceptors=list(interceptors)
-        )
+        self.channel: Final = _channel(endpoint, options, interceptors, tls)
         self._get_state = self.channel.get_state
         self._calls: dict[Method[Any, Any], UnaryCall] = {}
         self._bidis: dict[StreamMethod[Any, Any], UnaryCall] = {}
@@ -101,6 +103,7 @@ class Connection:
         self.open_streams: set[LastingCall] = set()
         self.pipeline_busy = False  # the pipeline waits for an answer, counted once in `inflight`
         self.member_id = 0  # 0: not known yet
+        self.trouble = ""  # why it could not connect, where that was asked
         self.health_watch: Final[UnaryCall] = self.channel.unary_stream(
             health.WATCH_PATH, request_serializer=health.encode_request, response_deserializer=health.decode_response
         )
@@ -171,7 +174,16 @@ class Connection:
         """The channel connected: what was held against the old connection is void."""
         self.breaker.connection_ready()
         self.suspect = False
+        self.trouble = ""
         self.health = Health.UNKNOWN
+
+    async def ask_for_trouble(self) -> None:
+        """Learn why the channel cannot connect: gRPC tells it only to calls, which fail at once in that state."""
+        try:
+            await self.health_check(health.SERVICE, timeout=TROUBLE_TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.UNAVAILABLE:
+                self.trouble = (error.details() or "").rpartition("last error: ")[2]
 
     def answered(self, epoch: int) -> None:
         """Something sent in `epoch` was answered, with whatever result."""
@@ -197,3 +209,16 @@ class Connection:
 
     def __repr__(self) -> str:
         return f"<Connection {self.endpoint} {self._get_state().name} member={self.member_id:x}>"
+
+
+def _channel(
+    endpoint: str,
+    options: Sequence[tuple[str, Any]],
+    interceptors: Sequence[grpc.aio.ClientInterceptor],
+    tls: TLS | None,
+) -> grpc.aio.Channel:
+    merged = {**CHANNEL_OPTIONS, **(tls.channel_options() if tls else {}), **dict(options)}
+    settings: dict[str, Any] = {"options": list(merged.items()), "interceptors": list(interceptors)}
+    if tls is None:
+        return grpc.aio.insecure_channel(endpoint, **settings)
+    return grpc.aio.secure_channel(endpoint, tls.credentials(), **settings)

@@ -26,7 +26,7 @@ _IPV6 = re.compile(r"[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*(%[A-Za-z0-9_.-]+)?")
 
 
 def resolve_endpoints(
-    endpoints: str | Sequence[str] | None, environment: Mapping[str, str] | None = None
+    endpoints: str | Sequence[str] | None, environment: Mapping[str, str] | None = None, *, tls: bool = False
 ) -> tuple[str, ...]:
     """The endpoints to use, each as `host:port` (IPv6 hosts in brackets), in the given order, without repetition.
 
@@ -34,6 +34,7 @@ def resolve_endpoints(
         endpoints: "h1:2379,h2:2379", a sequence of such, or None for RAFTKV_ENDPOINTS, then ETCDCTL_ENDPOINTS, then
             127.0.0.1:2379.
         environment: instead of `os.environ`.
+        tls: whether the client will speak TLS, so `https://` may stand before an endpoint, and `http://` may not.
     Raises:
         ConfigError: names the argument or the variable, and the text that is no endpoint.
     """
@@ -49,20 +50,22 @@ def resolve_endpoints(
     texts = endpoints.split(",") if isinstance(endpoints, str) else list(endpoints)
     if not texts:
         raise ConfigError(source, "no endpoint given")
-    return tuple(dict.fromkeys(parse_endpoint(text, source) for text in texts))
+    return tuple(dict.fromkeys(parse_endpoint(text, source, tls=tls) for text in texts))
 
 
-def parse_endpoint(text: str, source: str = "endpoints") -> str:
-    """One endpoint, normalised to `host:port`; a leading `http://` (as etcdctl takes it) is dropped."""
+def parse_endpoint(text: str, source: str = "endpoints", *, tls: bool = False) -> str:
+    """One endpoint, normalised to `host:port`; a leading `http://` (with TLS: `https://`) is dropped."""
     if not isinstance(text, str):
         raise ConfigError(source, f"{text!r} is not text")
     bare = text.strip()
     scheme, separator, rest = bare.partition("://")
     if separator:
-        if scheme == "https":
-            raise ConfigError(source, f"{text!r}: TLS is not supported by this version; use host:port")
-        if scheme != "http":
+        if scheme not in ("http", "https"):
             raise ConfigError(source, f"{text!r}: unknown scheme {scheme!r}; use host:port")
+        if tls and scheme == "http":
+            raise ConfigError(source, f"{text!r} is an endpoint without TLS, and the client was given `tls`")
+        if not tls and scheme == "https":
+            raise ConfigError(source, f"{text!r} needs TLS: give the client `tls=raftkv.client.TLS(ca=…)`")
         bare = rest.removesuffix("/")
     if not bare:
         raise ConfigError(source, f"{text!r} is an empty endpoint; expected host:port")

@@ -193,7 +193,7 @@ class Maintenance:
             if connection is not None:
                 return connection
             if not await pool.wait_ready(self._context.timeout.total):
-                raise Unavailable(f"no endpoint could be reached: {', '.join(pool.endpoints)}", code="UNREACHABLE")
+                raise Unavailable(pool.unreachable(), code="UNREACHABLE")
 
 
 def _create_part(target: Path) -> BinaryIO:
