@@ -1,13 +1,14 @@
-"""aetcd, an etcd client for Python that knows nothing of us, does its key-value and transaction calls."""
+"""aetcd, an etcd client for Python that knows nothing of us, does what its documentation shows."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import aetcd
 import pytest
 
-from tests.compat.clusters import Cluster
+from tests.compat.clusters import Cluster, until
 
 pytestmark = pytest.mark.integration
 
@@ -119,3 +120,111 @@ async def test_cluster_calls(client: aetcd.Client, cluster: Cluster, p: bytes) -
     await client.compact(at)
     await client.hash()
     await client.defragment()
+
+
+# leases, locks, watches
+
+
+async def test_lease(client: aetcd.Client, p: bytes) -> None:
+    lease = await client.lease(3)
+    assert lease.ttl == 3
+    await client.put(p + b"k", b"v", lease=lease)
+    for _ in range(4):
+        await asyncio.sleep(1)
+        await lease.refresh()
+    assert (await client.get(p + b"k")).lease == lease.id
+    assert await lease.granted_ttl() == 3
+    assert 0 <= await lease.remaining_ttl() <= 3
+    assert list(await lease.keys()) == [p + b"k"]
+    async with asyncio.timeout(15):
+        while await client.get(p + b"k") is not None:  # noqa: ASYNC110 - it runs out at the server
+            await asyncio.sleep(0.1)
+    assert await lease.remaining_ttl() == -1
+    other = await client.lease(60, lease_id=97531)
+    await client.put(p + b"k", b"v", lease=97531)
+    await other.revoke()
+    assert await client.get(p + b"k") is None
+
+
+async def test_lock(client: aetcd.Client, p: bytes) -> None:
+    async with client.lock(p + b"l", ttl=20) as held:
+        assert await held.is_acquired()
+        await held.refresh()
+        other = client.lock(p + b"l", ttl=20)
+        assert not await other.acquire(timeout=1)
+        waiting = asyncio.create_task(other.acquire(timeout=15))
+        await asyncio.sleep(0.3)
+        assert not waiting.done()
+    assert await waiting
+    assert not await held.is_acquired()
+    assert await other.release()
+    await client.lock(p + b"l", ttl=2).acquire()  # left alone: it runs out
+    assert await client.lock(p + b"l").acquire(timeout=15)
+
+
+async def test_watch(client: aetcd.Client, p: bytes) -> None:
+    first = (await client.put(p + b"a", b"0")).header.revision + 1
+    watch = await client.watch_prefix(p, start_revision=first, prev_kv=True)
+    await client.put(p + b"a", b"1")
+    await client.put(p + b"b", b"2")
+    await client.delete(p + b"a")
+    events = [await anext(aiter(watch)) for _ in range(3)]
+    assert [(aetcd.EventKind(each.kind).name, each.kv.key[-1:], each.kv.value) for each in events] == [
+        ("PUT", b"a", b"1"), ("PUT", b"b", b"2"), ("DELETE", b"a", b""),
+    ]  # fmt: skip
+    assert [each.prev_kv.value for each in events] == [b"0", b"", b"1"]
+    await watch.cancel()
+    deletes = await client.watch(p + b"a", start_revision=first, kind=aetcd.EventKind.DELETE)
+    assert (await anext(aiter(deletes))).kind == aetcd.EventKind.DELETE
+    await deletes.cancel()
+    once = asyncio.create_task(client.watch_once(p + b"c", timeout=15))
+    await asyncio.sleep(0.5)
+    await client.put(p + b"c", b"told")
+    assert (await once).kv.value == b"told"
+    await client.compact((await client.put(p + b"a", b"3")).header.revision)
+    late = await client.watch(p + b"a", start_revision=first)
+    with pytest.raises(aetcd.RevisionCompactedError):
+        await anext(aiter(late))
+
+
+async def test_the_leaders_death(mortal: Cluster, p: bytes) -> None:
+    """Reads, writes, a lease, a lock and a watch of a client at a follower go on."""
+    host, port = mortal.followers()[0].split(":")
+    seen: list[bytes] = []
+    written = 0
+
+    async def persist(attempt: Callable[[], Awaitable[object]]) -> None:
+        async with asyncio.timeout(60):
+            while True:
+                try:
+                    await attempt()
+                except (aetcd.ClientError, TimeoutError):
+                    await asyncio.sleep(0.05)
+                else:
+                    return
+
+    async with aetcd.Client(host=host, port=int(port), timeout=10) as client:
+        watch = await client.watch_prefix(p + b"n/")
+
+        async def look() -> None:
+            async for event in watch:
+                seen.append(event.kv.key.removeprefix(p + b"n/"))  # noqa: PERF401 - seen as it grows
+
+        watching = asyncio.create_task(look())
+        lease = await client.lease(10)
+        await client.put(p + b"leased", b"v", lease=lease)
+        async with client.lock(p + b"l", ttl=60) as held:
+            killing = asyncio.create_task(asyncio.to_thread(mortal.kill_leaders, 1))
+            while not killing.done():
+                key = p + b"n/%d" % written
+                await persist(lambda key=key: client.put(key, b"v"))
+                await persist(lease.refresh)
+                written += 1
+                await asyncio.sleep(0.05)
+            await killing
+            assert await held.is_acquired()
+        assert await client.get(p + b"leased") is not None
+        assert (await client.get_prefix(p + b"n/", keys_only=True)).count == written
+        await asyncio.to_thread(until, lambda: len(seen) and seen[-1] == b"%d" % (written - 1))
+        watching.cancel()
+    assert list(dict.fromkeys(seen)) == [b"%d" % number for number in range(written)]
