@@ -1,8 +1,8 @@
 """The SDK's puts over its stream, 100 concurrent callers in one process; beside them aetcd's callers on etcd.
 
 Ways of a put on the raftkv cluster: exactly once (numbered in a session, over the stream: what `put` does), the same
-over a stream to the leader, the stream without sessions, and unary (`retry=None`). Both clusters run for the whole time; rounds alternate, so
-that what the machine does otherwise meets all of them.
+over a stream to the leader, the stream without sessions, and unary (`retry=None`). Both clusters run for the whole
+time; rounds alternate, so that what the machine does otherwise meets all of them.
 """
 
 from __future__ import annotations
