@@ -36,7 +36,7 @@ SMALL_WINDOWS = [
     ("grpc.http2.bdp_probe", 0),
     ("grpc.http2.lookahead_bytes", 65536),
 ]
-"""What a client takes in unread is its own affair, and on this machine it would be gigabytes."""
+"""Else each client takes in 4 MB unread: gigabytes on this machine, and the nodes grow while that passes (ADR 0013)."""
 
 
 def open_watch(channel: grpc.aio.Channel) -> Any:

@@ -25,8 +25,7 @@ LISTENER_BYTES_MAX = 256 * 1024
 RESPONSE_BYTES_MAX = 16 * 1024
 """A response that has this much is not joined by later changes; one revision may be larger.
 
-A client that does not read holds up one response, and that exists twice, here and in gRPC: a thousand such clients are
-not to cost more than some tens of megabytes (ADR 0012).
+A client that does not read holds up one response, and that exists twice, here and in gRPC (ADR 0013).
 """
 RESPONSE_CHANGES_MAX = 1000
 
