@@ -136,7 +136,7 @@ class FakeLease:
 
     @property
     def state(self) -> LeaseState:
-        return LeaseState.HELD if self.id in self.store.leases and not self.why_lost else LeaseState.LOST
+        return LeaseState.HELD if self.id and not self.why_lost else LeaseState.LOST  # as its holder believes
 
     def remaining(self) -> float:
         return 5.0 if self.state is LeaseState.HELD else 0.0

@@ -8,7 +8,16 @@ from collections.abc import Callable
 
 import pytest
 
-from raftkv.client import ConditionFailed, ConfigError, DeadlineExceeded, LockLost, OutcomeUnknown, Unavailable
+from raftkv.client import (
+    ConditionFailed,
+    ConfigError,
+    DeadlineExceeded,
+    LockLost,
+    OutcomeUnknown,
+    TxnResult,
+    Unavailable,
+)
+from raftkv.client.txn import Branches
 from raftkv.recipes import Barrier, Counter, Instance, LeaderTask, PriorityQueue, Queue, Registry, Semaphore
 from tests.unit.recipes.conftest import quiet
 from tests.unit.recipes.store import FakeClient, Store
@@ -121,6 +130,20 @@ async def test_claimed_items_are_passed_over_however_many(make: Make) -> None:
     assert (await queue.get(timeout=1)).text == "70"
     await jobs[3].release()
     assert (await queue.get(timeout=1)).text == "3"
+
+
+async def test_an_item_claimed_between_look_and_removal_is_not_removed(make: Make, store: Store) -> None:
+    class Overtaken(FakeClient):
+        jobs: list[object] = []  # noqa: RUF012
+
+        async def commit(self, branches: Branches, **more: object) -> TxnResult:  # type: ignore[override]
+            if branches.writes() and not self.jobs:
+                self.jobs.append(await Queue(make(), "q").take().acquire())
+            return await super().commit(branches, **more)  # type: ignore[arg-type]
+
+    for text in ("first", "second"):
+        await Queue(make(), "q").put(text)
+    assert (await Queue(Overtaken(store), "q").get(timeout=1)).text == "second"
 
 
 async def test_a_removal_whose_answer_is_lost_is_told(make: Make, store: Store) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
-from raftkv.client import AsyncClient, ConditionFailed, ConfigError, LockLost, LockState, LockTimeout, Put
+from raftkv.client import AsyncClient, ConditionFailed, ConfigError, LockLost, LockState, LockTimeout, Put, RangeResult
 from raftkv.recipes import DoubleBarrier, Queue, ReadWriteLock, Semaphore
 from raftkv.recipes.holding import Holding
 from tests.unit.recipes.conftest import quiet
@@ -302,6 +303,22 @@ async def test_a_lease_that_dies_between_two_steps_is_no_permit(make: Make, stor
             await held.release()
 
 
+@pytest.mark.parametrize("kind", ["permit", "read", "write"])
+async def test_a_waiter_that_does_not_know_of_its_death_does_not_enter(kind: str, make: Make, store: Store) -> None:
+    """etcd's recipes once did: the lease had ended while they waited, and nobody had told."""
+    holder = await KINDS["permit" if kind == "permit" else "write"](make()).acquire()
+    before = set(store.leases)
+    waiter = asyncio.create_task(KINDS[kind](make()).acquire())
+    await quiet()
+    for id in sorted(set(store.leases) - before):
+        await store.end_lease(id)
+    await quiet()
+    await holder.release()
+    with pytest.raises(LockLost):
+        async with asyncio.timeout(1):
+            await waiter
+
+
 # --- time, and bad input ----------------------------------------------------------------------------------------------
 
 
@@ -409,3 +426,39 @@ async def test_a_party_that_dies_inside_does_not_keep_the_others(make: Make, sto
         assert not early.done()
         rest = [DoubleBarrier(make(), "x", 3).acquire() for _ in range(2)]
         await asyncio.gather(early, *rest)
+
+
+async def test_leaving_one_by_one_wakes_each_party_once(make: Make) -> None:
+    clients = [make() for _ in range(20)]
+    parties = await asyncio.gather(*(DoubleBarrier(client, "x", 20).acquire() for client in clients))
+    before = sum(client.reads for client in clients)
+    leaving = []
+    for party in sorted(parties, key=lambda party: party.fence):
+        leaving.append(asyncio.create_task(party.leave()))
+        await quiet(20)
+    async with asyncio.timeout(2):
+        await asyncio.gather(*leaving)
+    assert sum(client.reads for client in clients) - before < 6 * len(parties)
+
+
+async def test_who_is_slow_to_leave_does_not_wait_for_the_next_round(make: Make, store: Store) -> None:
+    class Slow(FakeClient):
+        gate = asyncio.Event()
+
+        async def range(self, *arguments: Any, **more: Any) -> RangeResult:
+            await self.gate.wait()
+            return await super().range(*arguments, **more)
+
+    slow = Slow(store)
+    slow.gate.set()
+    oldest = asyncio.create_task(DoubleBarrier(make(), "x", 2).acquire())
+    await quiet(20)
+    late = await DoubleBarrier(slow, "x", 2).acquire()
+    leaving = asyncio.create_task(late.leave())
+    await quiet()
+    slow.gate.clear()
+    await (await oldest).leave()
+    await asyncio.gather(*(DoubleBarrier(make(), "x", 2).acquire() for _ in range(2)))
+    slow.gate.set()
+    async with asyncio.timeout(1):
+        await leaving
