@@ -23,6 +23,7 @@ import grpc
 import grpc.aio
 
 from raftkv._pb import kv_pb2, lock_pb2, watch_pb2
+from raftkv.client.cancelling import being_cancelled
 from raftkv.client.connection import Connection
 from raftkv.client.errors import Compacted, LeaseNotFound, LockLost, LockTimeout, OutcomeUnknown, RaftkvError
 from raftkv.client.faults import Fault, FaultKind, understand
@@ -262,7 +263,7 @@ class Contender:
                 pool.router.forget_choices()
             raise _Refused(fault) from None
         except asyncio.CancelledError:
-            if not call.cancelled() or _being_cancelled():
+            if not call.cancelled() or being_cancelled():
                 raise
             if self.lease.state is LeaseState.LOST:
                 raise self.error() from None
@@ -349,8 +350,3 @@ class Contender:
         """Give it back: the key goes with its lease, which nobody else uses. No later holder's key can be meant."""
         self._when_lost = None  # not lost, given back
         await self.lease.revoke(timeout=timeout)
-
-
-def _being_cancelled() -> bool:
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
