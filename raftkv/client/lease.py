@@ -168,7 +168,7 @@ class Lease:
             granted = await grant(self._context, self._asked_ttl_s, self._timeout, chosen)
         except (asyncio.CancelledError, OutcomeUnknown):
             if not pool.closed:
-                pool.spawn(self._revoke_quietly(chosen), f"revoke {chosen:x}")
+                pool.spawn_last_words(self._revoke_quietly(chosen), f"revoke {chosen:x}")
             raise
         self.id, self.ttl_s = granted.id, granted.ttl_s
         self.confirmed = sent
@@ -250,11 +250,14 @@ class Lease:
                 return
 
     def abandon(self) -> None:
-        """Stop keeping it alive and revoke it in the background: for whoever has no time to wait."""
+        """Stop keeping it alive and revoke it in the background: for whoever has no time to wait.
+
+        Closing the client still waits for that, a short time.
+        """
         if self.id and not self._context.pool.closed:
             keeper_of(self._context).remove(self)
             self.end("it was revoked")
-            self._context.pool.spawn(self._revoke_quietly(self.id), f"revoke {self.id:x}")
+            self._context.pool.spawn_last_words(self._revoke_quietly(self.id), f"revoke {self.id:x}")
 
     async def _revoke_quietly(self, id: int) -> None:
         request = lease_pb2.LeaseRevokeRequest(ID=id)

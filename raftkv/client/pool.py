@@ -25,14 +25,13 @@ import grpc.aio
 from raftkv._pb import common_pb2, maintenance_pb2
 from raftkv.client import health
 from raftkv.client.breaker import BreakerConfig, BreakerState
-from raftkv.client.connection import FAILED, READY, Connection
+from raftkv.client.connection import READY, Connection
 from raftkv.client.errors import Closed, ConfigError, DeadlineExceeded, RaftkvError, Unavailable
 from raftkv.client.events import BreakerChanged, ConnectionChanged, Hooks, LeaderSeen
 from raftkv.client.health import Health
 from raftkv.client.methods import STATUS
 from raftkv.client.options import Routing
 from raftkv.client.routing import Purpose, Router
-from raftkv.client.tls import TLS
 
 LOG: Final = logging.getLogger("raftkv")
 
@@ -42,6 +41,7 @@ PROGRESS_TICK_S: Final = 0.25  # nothing answered for a whole tick although some
 PROGRESS_PROBE_TIMEOUT_S: Final = 0.5
 HEALTH_PAUSE_S: Final = 0.5
 STREAM_CHECK_S: Final = 2.0  # a node that only has streams open is asked this often for a sign of life
+LAST_WORDS_S: Final = 2.5  # at most so long does closing wait for what the cluster should still be told
 DISCOVERY_TIMEOUT_S: Final = 1.0
 DISCOVERY_PAUSE_MAX_S: Final = 2.0  # while there is no leader to be found
 DISCOVERY_PAUSE_S: Final = 0.1  # between two rounds: an election takes about that long anyway
@@ -93,7 +93,6 @@ class Pool:
         channel_options: Iterable[tuple[str, Any]],
         interceptors: Iterable[grpc.aio.ClientInterceptor],
         lost_after_s: float,
-        tls: TLS | None = None,
     ) -> None:
         self.endpoints: Final = tuple(endpoints)
         self.hooks: Final = hooks
@@ -115,11 +114,11 @@ class Pool:
         self._channel_options: Final = tuple(channel_options)
         self._interceptors: Final = tuple(interceptors)
         self._lost_after_s: Final = lost_after_s
-        self._tls: Final = tls
         self._pid = 0  # of the process that opened it
         self.is_raftkv = False  # known from the first answer that names the leader: etcd's never do
         self.parts: dict[str, Any] = {}  # what there is once a client, by name: the lease keeper, the pipeline
         self.closers: list[Callable[[], Awaitable[None]]] = []  # what to do before everything ends
+        self._last_words: set[asyncio.Future[None]] = set()  # one for each coroutine that `close` waits for
         self._group: asyncio.TaskGroup | None = None
         self._to_spawn: list[tuple[Coroutine[Any, Any, None], str, asyncio.Future[None]]] = []
         self._main: asyncio.Task[None] | None = None
@@ -177,7 +176,6 @@ class Pool:
                 breaker=self._breaker,
                 clock=loop.time,
                 on_breaker=self._breaker_changed,
-                tls=self._tls,
             )
             for endpoint in self.endpoints
         )
@@ -234,6 +232,25 @@ class Pool:
         ended.add_done_callback(lambda _: task.cancel())
         task.add_done_callback(lambda _: None if ended.done() else ended.cancel())
 
+    def spawn_last_words(self, coroutine: Coroutine[Any, Any, None], name: str) -> None:
+        """As `spawn`, for what the cluster should still be told if the client is closed meanwhile.
+
+        `close` waits for it, `LAST_WORDS_S` at most.
+        """
+        assert self.loop is not None, "spawn_last_words() comes after enter()"
+        said = self.loop.create_future()
+        self._last_words.add(said)
+
+        async def say() -> None:
+            try:
+                await coroutine
+            finally:
+                self._last_words.discard(said)
+                if not said.done():
+                    said.set_result(None)
+
+        self.spawn(say(), name)
+
     async def pick_for_stream(self) -> Connection:
         """A node to open a stream at: a healthy one, rather not the leader. Waits as long as nobody is connected."""
         while True:
@@ -246,12 +263,19 @@ class Pool:
         """End everything: no new calls, calls in flight get `grace_s` to finish, tasks and connections end."""
         if self.closed:
             return
-        self.closed = True
         if self.loop is None or self._pid != os.getpid():
+            self.closed = True
             return
         if self.loop is not asyncio.get_running_loop():
-            self.closed = False
             raise ConfigError("event loop", "close a client in the event loop it was used in")
+        if self._last_words and self._failure is None:
+            await asyncio.wait(self._last_words, timeout=LAST_WORDS_S)
+        await self._end(grace_s)
+
+    async def _end(self, grace_s: float) -> None:
+        if self.closed:  # by somebody else meanwhile
+            return
+        self.closed = True
         for closer in self.closers:
             await closer()
         self._wake_waiters()
@@ -291,7 +315,7 @@ class Pool:
         while not any(c.is_ready() and not c.foreign for c in self.connections):
             remaining_s = None if until is None else until - loop.time()
             if (remaining_s is not None and remaining_s <= 0) or not await self.wait_ready(remaining_s):
-                raise DeadlineExceeded(self.unreachable(), code="UNREACHABLE")
+                raise DeadlineExceeded(f"no endpoint could be reached: {', '.join(self.endpoints)}", code="UNREACHABLE")
 
     def observe(self, connection: Connection, header: common_pb2.ResponseHeader) -> None:
         """Learn from the header of an answer."""
@@ -349,12 +373,6 @@ class Pool:
         ready = [c for c in self.connections if c.is_ready() and not c.foreign]
         return bool(ready) and all(c.health is Health.NOT_SERVING for c in ready)
 
-    def unreachable(self) -> str:
-        """What to say of a cluster none of whose nodes is connected: its endpoints, and why, where we know."""
-        text = f"no endpoint could be reached: {', '.join(self.endpoints)}"
-        troubles = dict.fromkeys(connection.trouble for connection in self.connections if connection.trouble)
-        return f"{text} ({'; '.join(troubles)})" if troubles else text
-
     def set_health(self, connection: Connection, status: Health) -> None:
         """The node behind `connection` says whether it serves."""
         if status is not connection.health:
@@ -399,8 +417,6 @@ class Pool:
             if (state is READY) != was_ready:
                 was_ready = state is READY
                 self._connection_changed(connection, was_ready)
-            if self._tls is not None and state is FAILED:
-                await connection.ask_for_trouble()
             await connection.channel.wait_for_state_change(state)
 
     def _connection_changed(self, connection: Connection, ready: bool) -> None:
