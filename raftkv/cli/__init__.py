@@ -1,12 +1,12 @@
 """The `raftkv` command.
 
-Exit codes: 0 done, 1 the operation failed (the reason on stderr, one line), 2 bad usage, 130 interrupted.
+Exit codes: 0 done, 1 the operation failed (the reason on stderr, one line), 2 bad usage, 130 interrupted. A command
+that runs another one has that one's, see `lock`.
 Commands are imported when they are called for, so that `raftkv --help` answers at once.
 """
 
 from __future__ import annotations
 
-import difflib
 import os
 import sys
 from importlib import import_module
@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import click
 
 from raftkv import __version__
-from raftkv.cli.options import client_options
+from raftkv.cli.options import NearestGroup, client_options
 
 # name: (section, module:attribute, help line). The help lines stand here so that showing them imports nothing;
 # a test holds that every command is there.
@@ -25,6 +25,10 @@ _COMMANDS = {
     "del": ("Keys and values", "kv:delete", "Delete a key, a range or a prefix."),
     "txn": ("Keys and values", "txn:txn", "Run one transaction, read from stdin."),
     "compact": ("Keys and values", "kv:compact", "Forget the history before a revision."),
+    "watch": ("Keys and values", "watch:watch", "Show changes of keys as they happen."),
+    "lease": ("Coordination", "lease:lease", "Leases: grant, revoke, keep-alive, timetolive, list."),
+    "lock": ("Coordination", "lock:lock", "Hold a lock, or run a command under it."),
+    "elect": ("Coordination", "lock:elect", "Stand in an election, or see who leads."),
     "status": ("Cluster", "endpoint:status", "Show the state of each endpoint."),
     "health": ("Cluster", "endpoint:health", "Check that each endpoint can serve."),
     "hash": ("Cluster", "endpoint:hashkv", "Compare the content hash of each endpoint."),
@@ -46,8 +50,10 @@ _COMMANDS = {
 _ALIASES = {"compaction": "compact", "delete": "del"}
 
 
-class LazyGroup(click.Group):
+class LazyGroup(NearestGroup):
     """A group whose commands are named here and imported when used."""
+
+    aliases = _ALIASES
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """All names, in the order of the help."""
@@ -55,22 +61,12 @@ class LazyGroup(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import the command."""
-        found = _COMMANDS.get(_ALIASES.get(cmd_name, cmd_name))
+        found = _COMMANDS.get(self.aliases.get(cmd_name, cmd_name))
         if found is None:
             return None
         module, _, attribute = found[1].partition(":")
         command: click.Command = getattr(import_module(f"raftkv.cli.{module}"), attribute)
         return command
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """As click, but an unknown name is answered with the nearest known one."""
-        name = args[0] if args else ""
-        if name and not name.startswith("-") and name not in _COMMANDS and name not in _ALIASES:
-            near = difflib.get_close_matches(name, [*_COMMANDS, *_ALIASES], 1)
-            ctx.fail(f"no such command {name!r}." + (f" Did you mean {near[0]!r}?" if near else ""))
-        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The commands by section, without importing them."""

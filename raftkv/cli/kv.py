@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from raftkv.cli.options import Settings, client_command
+from raftkv.cli.guards import Guard, guard_option
+from raftkv.cli.options import LeaseId, Settings, client_command
 from raftkv.cli.ranges import key_bytes, range_of
 
 if TYPE_CHECKING:
@@ -27,33 +29,21 @@ def put_request(key: str, value: bytes, options: dict[str, Any]) -> kv_pb2.PutRe
     return kv_pb2.PutRequest(
         key=key_bytes(key),
         value=value,
-        lease=lease_id(options["lease"]),
+        lease=options["lease"],
         prev_kv=options["prev_kv"],
         ignore_value=options["ignore_value"],
         ignore_lease=options["ignore_lease"],
     )
 
 
-def lease_id(text: str) -> int:
-    """A lease's id, hexadecimal as etcdctl shows it."""
-    try:
-        value = int(text, 16)
-    except ValueError:
-        value = -1
-    if not 0 <= value < 1 << 63:
-        raise click.BadParameter(
-            f"{text!r} is not a lease id (hexadecimal, as 'lease grant' shows it)", param_hint="--lease"
-        )
-    return value
-
-
 @click.command()
 @click.argument("key")
 @click.argument("value", required=False)
-@click.option("--lease", default="0", metavar="ID", help="Bind the key to this lease (hexadecimal).")
+@click.option("--lease", type=LeaseId(), default=0, metavar="ID", help="Bind the key to this lease (hexadecimal).")
 @click.option("--prev-kv", is_flag=True, help="Show what was there before.")
 @click.option("--ignore-value", is_flag=True, help="Keep the key's value.")
 @click.option("--ignore-lease", is_flag=True, help="Keep the key's lease.")
+@guard_option
 @client_command
 def put(settings: Settings, key: str, value: str | None, **options: Any) -> None:
     """Write a key.
@@ -65,7 +55,11 @@ def put(settings: Settings, key: str, value: str | None, **options: Any) -> None
     from raftkv.client.methods import PUT
     from raftkv.client.routing import Purpose
 
-    response = call(settings, PUT, put_request(key, _value_bytes(value, options), options), Purpose.WRITE)
+    request = put_request(key, _value_bytes(value, options), options)
+    if options["guards"]:
+        response = _guarded_put(settings, request, options["guards"])
+    else:
+        response = call(settings, PUT, request, Purpose.WRITE)
     match settings.output:
         case "json":
             output.print_json(output.as_json(response))
@@ -85,6 +79,16 @@ def _value_bytes(value: str | None, options: dict[str, Any]) -> bytes:
     if value is None and sys.stdin.isatty():
         raise click.UsageError("VALUE is missing (a value can also come from stdin: raftkv put KEY < FILE)")
     return sys.stdin.buffer.read()
+
+
+def _guarded_put(settings: Settings, request: kv_pb2.PutRequest, guards: Sequence[Guard]) -> kv_pb2.PutResponse:
+    from raftkv._pb import kv_pb2
+    from raftkv.cli.guards import guarded
+
+    response = guarded(settings, kv_pb2.TxnRequest(success=[kv_pb2.RequestOp(request_put=request)]), guards)
+    answer = response.responses[0].response_put
+    answer.header.CopyFrom(response.header)
+    return answer
 
 
 # ---- get ----
@@ -172,6 +176,7 @@ def delete_request(key: str, range_end: str | None, options: dict[str, Any]) -> 
 @click.option("--prefix", is_flag=True, help="All keys that begin with KEY.")
 @click.option("--from-key", is_flag=True, help="All keys from KEY on, in byte order.")
 @click.option("--prev-kv", is_flag=True, help="Show what was deleted.")
+@guard_option
 @client_command
 def delete(settings: Settings, key: str, range_end: str | None, **options: Any) -> None:
     """Delete a key, or the range from KEY up to RANGE_END. Prints how many there were."""
@@ -180,7 +185,11 @@ def delete(settings: Settings, key: str, range_end: str | None, **options: Any) 
     from raftkv.client.methods import DELETE_RANGE
     from raftkv.client.routing import Purpose
 
-    response = call(settings, DELETE_RANGE, delete_request(key, range_end, options), Purpose.WRITE)
+    request = delete_request(key, range_end, options)
+    if options["guards"]:
+        response = _guarded_delete(settings, request, options["guards"])
+    else:
+        response = call(settings, DELETE_RANGE, request, Purpose.WRITE)
     match settings.output:
         case "json":
             output.print_json(output.as_json(response))
@@ -190,6 +199,18 @@ def delete(settings: Settings, key: str, range_end: str | None, **options: Any) 
             output.print_table(("DELETED", "REVISION"), [(str(response.deleted), str(response.header.revision))])
         case _:
             output.print_deleted(response, hex_=settings.hex)
+
+
+def _guarded_delete(
+    settings: Settings, request: kv_pb2.DeleteRangeRequest, guards: Sequence[Guard]
+) -> kv_pb2.DeleteRangeResponse:
+    from raftkv._pb import kv_pb2
+    from raftkv.cli.guards import guarded
+
+    response = guarded(settings, kv_pb2.TxnRequest(success=[kv_pb2.RequestOp(request_delete_range=request)]), guards)
+    answer = response.responses[0].response_delete_range
+    answer.header.CopyFrom(response.header)
+    return answer
 
 
 # ---- compact ----

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import functools
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import click
@@ -15,7 +16,30 @@ R = TypeVar("R")
 
 DEFAULT_ENDPOINT = "127.0.0.1:2379"
 FORMATS = ("simple", "json", "table")
+TTL_MAX_S = 9_000_000_000
+ID_MAX = (1 << 63) - 1
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
+
+
+class NearestGroup(click.Group):
+    """A group of commands with second names, which answers an unknown name with the nearest known one."""
+
+    aliases: Mapping[str, str] = {}
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """By either name."""
+        return super().get_command(ctx, self.aliases.get(cmd_name, cmd_name))
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click, with the suggestion."""
+        name = args[0] if args else ""
+        known = [*self.list_commands(ctx), *self.aliases]
+        if name and not name.startswith("-") and name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            ctx.fail(f"no such command {name!r}." + (f" Did you mean {near[0]!r}?" if near else ""))
+        return super().resolve_command(ctx, args)
 
 
 class Duration(click.ParamType[float]):
@@ -31,6 +55,36 @@ class Duration(click.ParamType[float]):
         if match is None or float(match[1]) == 0:
             self.fail(f"{value!r} is not a time above 0, such as 5s or 500ms", param, ctx)
         return float(match[1]) * _UNITS[match[2]]
+
+
+class TimeToLive(Duration):
+    """How long a lease lives unless it is kept alive; etcd's upper limit is ours."""
+
+    name = "ttl"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """To seconds."""
+        seconds = super().convert(value, param, ctx)
+        if seconds > TTL_MAX_S:
+            self.fail(f"{value!r} is more than {TTL_MAX_S} seconds, the longest that a lease may live", param, ctx)
+        return seconds
+
+
+class LeaseId(click.ParamType[int]):
+    """A lease's id, hexadecimal as etcdctl shows it."""
+
+    name = "lease id"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """To a number."""
+        if isinstance(value, int):
+            return value
+        if re.fullmatch(r"(0[xX])?[0-9a-fA-F]+", str(value)) is None:
+            self.fail(f"{value!r} is not a lease id (hexadecimal, as 'lease grant' shows it)", param, ctx)
+        number = int(str(value), 16)
+        if number > ID_MAX:
+            self.fail(f"{value!r} is not a lease id: the greatest is {ID_MAX:x}", param, ctx)
+        return number
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

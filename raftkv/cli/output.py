@@ -63,6 +63,11 @@ def _go_name(name: str) -> str:
     return "".join(word.capitalize() for word in name.split("_"))
 
 
+def base64_list(values: Iterable[bytes]) -> list[str]:
+    """Go's form of a list of bytes."""
+    return [base64.b64encode(value).decode() for value in values]
+
+
 def print_json(value: Any) -> None:
     """One line, as Go writes it."""
     text = json.dumps(value, separators=(",", ":"), ensure_ascii=False)
@@ -175,19 +180,20 @@ def print_txn(response: kv_pb2.TxnResponse, *, hex_: bool) -> None:
                 print_txn(each.response_txn, hex_=hex_)
 
 
+def cell(value: bytes, *, hex_: bool) -> str:
+    """Bytes in a table: on one line, whatever they are."""
+    shown = shown_bytes(value, hex_=hex_).decode("utf-8", "backslashreplace")
+    return shown if shown.isprintable() else repr(shown)[1:-1]
+
+
 def print_kv_table(kvs: Iterable[kv_pb2.KeyValue], *, hex_: bool) -> None:
     """The pairs with their revisions."""
-
-    def text(value: bytes) -> str:
-        shown = shown_bytes(value, hex_=hex_).decode("utf-8", "backslashreplace")
-        return shown if shown.isprintable() else repr(shown)[1:-1]
-
     print_table(
         ("KEY", "VALUE", "CREATED", "MODIFIED", "VERSION", "LEASE"),
         [
             (
-                text(kv.key),
-                text(kv.value),
+                cell(kv.key, hex_=hex_),
+                cell(kv.value, hex_=hex_),
                 str(kv.create_revision),
                 str(kv.mod_revision),
                 str(kv.version),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -25,7 +25,7 @@ from raftkv.client.routing import Purpose
 
 T = TypeVar("T")
 
-_DIRECT_OPTIONS = (("grpc.enable_retries", 0), ("grpc.enable_http_proxy", 0), ("grpc.max_receive_message_length", -1))
+DIRECT_OPTIONS = (("grpc.enable_retries", 0), ("grpc.enable_http_proxy", 0), ("grpc.max_receive_message_length", -1))
 
 
 def call(
@@ -37,7 +37,12 @@ def call(
         async with AsyncClient(settings.endpoints, timeout=settings.timeout_s) as client:
             return await client.call(method, request, purpose)
 
-    return _runner().run(work())
+    return run(work())
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """Run a command's asynchronous part. Ctrl-C cancels it and raises KeyboardInterrupt."""
+    return _runner().run(work)
 
 
 @functools.cache
@@ -54,7 +59,7 @@ def direct(endpoint: str, method: Method[RequestT, ResponseT], request: RequestT
     Raises:
         RaftkvError: it did not answer, or refused.
     """
-    with grpc.insecure_channel(endpoint, options=_DIRECT_OPTIONS) as channel:
+    with grpc.insecure_channel(endpoint, options=DIRECT_OPTIONS) as channel:
         ask = channel.unary_unary(method.path, request_serializer=method.serialize, response_deserializer=method.parse)
         try:
             response: ResponseT = ask(request, timeout=timeout_s)

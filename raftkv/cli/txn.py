@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import click
 
 from raftkv.cli import kv
+from raftkv.cli.guards import Guard, guard_option, guarded
 from raftkv.cli.options import Settings, client_command
 from raftkv.cli.ranges import key_bytes
 
@@ -42,8 +43,9 @@ _COMMANDS = {"put": kv.put, "get": kv.get, "del": kv.delete}
 
 @click.command()
 @click.option("-i", "--interactive", is_flag=True, help="Say which part is expected next.")
+@guard_option
 @client_command
-def txn(settings: Settings, interactive: bool) -> None:
+def txn(settings: Settings, interactive: bool, guards: tuple[Guard, ...]) -> None:
     """Run one transaction, read from stdin.
 
     \b
@@ -61,8 +63,11 @@ def txn(settings: Settings, interactive: bool) -> None:
     from raftkv.client.routing import Purpose
 
     request = read_txn(sys.stdin.buffer, interactive=interactive or sys.stdin.isatty())
-    read_only = all(op.HasField("request_range") for op in (*request.success, *request.failure))
-    response = call(settings, TXN, request, Purpose.READ if read_only else Purpose.WRITE)
+    if guards:
+        response = guarded(settings, request, guards)
+    else:
+        read_only = all(op.HasField("request_range") for op in (*request.success, *request.failure))
+        response = call(settings, TXN, request, Purpose.READ if read_only else Purpose.WRITE)
     if settings.output == "json":
         output.print_json(output.as_json(response))
     else:
@@ -141,6 +146,8 @@ def operation(line: str) -> kv_pb2.RequestOp:
         values = command.make_context(name, arguments).params
     except click.UsageError as error:
         raise click.UsageError(f"malformed request: {line}; {error.format_message()}") from None
+    if values.get("guards"):
+        raise click.UsageError(f"malformed request: {line}; --guard is for the whole transaction: raftkv txn --guard …")
     key = values["key"]
     match name:
         case "put":

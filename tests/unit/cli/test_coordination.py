@@ -1,0 +1,182 @@
+"""Leases, guards, watches, locks: what their words mean, and how their answers look. No cluster is asked."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from raftkv._pb import common_pb2
+from raftkv.cli import cli
+from raftkv.cli.child import Child
+from raftkv.cli.following import show
+from raftkv.cli.guards import Guard, GuardType
+from raftkv.cli.options import LeaseId, Settings, TimeToLive
+from raftkv.cli.txn import operation
+
+NOWHERE = ["--endpoints", "127.0.0.1:1", "--timeout", "300ms"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["lease", "grant"], "Missing argument 'TTL'"),
+        (["lease", "grant", "x"], "Invalid value for 'TTL': 'x' is not a time above 0"),
+        (["lease", "grant", "0"], "'0' is not a time above 0"),
+        (["lease", "grant", "--", "-1"], "'-1' is not a time above 0"),
+        (["lease", "grant", "9000000001"], "'9000000001' is more than 9000000000 seconds"),
+        (["lease", "revoke", "xyz"], "Invalid value for 'LEASE': 'xyz' is not a lease id"),
+        (["lease", "revoke", "f" * 16], f"the greatest is {(1 << 63) - 1:x}"),
+        (["lease", "keepalife", "1"], "no such command 'keepalife'. Did you mean 'keepalive'?"),
+        (["put", "k", "v", "--guard", "k"], "Invalid value for '--guard': 'k' is not KEY:TOKEN"),
+        (["put", "k", "v", "--guard", "k:x"], "'k:x' is not KEY:TOKEN"),
+        (["put", "k", "v", "--guard", ":5"], "':5' is not KEY:TOKEN"),
+        (["del", "k", "--guard", "k:0"], "a token is a revision, from 1 to"),
+        (["txn", "--guard", f"k:{1 << 63}"], "a token is a revision, from 1 to"),
+        (["watch"], "Missing argument 'KEY'"),
+        (["watch", "a", "b", "--prefix"], "--prefix takes one key"),
+        (["watch", "a", "--rev", "-1"], "-1 is not in the range"),
+        (["watch", "a", "--filter", "nopt"], "'nopt' is not one of 'noput', 'nodelete'"),
+        (["watch", "a", "--filter", "noput", "--filter", "nodelete"], "leave nothing to show; choose one"),
+        (["lock"], "Missing argument 'NAME'"),
+        (["lock", "//"], "Invalid value for 'NAME': must not be empty, nor slashes alone"),
+        (["lock", "n", "--ttl", "0"], "Invalid value for '--ttl': '0' is not a time above 0"),
+        (["lock", "n", "--ttl", "9999999999"], "Invalid value for '--ttl'"),
+        (["lock", "n", "--wait", "soon"], "Invalid value for '--wait'"),
+        (["lock", "n", "sh", "-c", "true"], "goes after --: lock NAME -- COMMAND"),
+        (["elect", "n"], "VALUE is missing"),
+        (["elect", "n", "v", "--listen"], "--listen only looks; leave VALUE out"),
+    ],
+)
+def test_bad_usage_names_what_is_wrong(arguments: list[str], text: str) -> None:
+    result = CliRunner().invoke(cli, arguments)
+    assert result.exit_code == 2
+    assert text in result.stderr.replace("\n", " ")
+
+
+def test_what_cannot_be_reached_is_one_line() -> None:
+    for words in (
+        ["lease", "list"],
+        ["lease", "keep-alive", "5"],
+        ["watch", "a"],
+        ["lock", "n"],
+        ["elect", "n", "v"],
+        ["elect", "n", "-l"],
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "raftkv", *words, *NOWHERE], capture_output=True, text=True, timeout=30, check=False
+        )
+        assert (done.returncode, done.stdout) == (1, ""), words
+        assert done.stderr.startswith("Error: "), words
+        assert done.stderr.count("\n") == 1, words
+        assert "127.0.0.1:1" in done.stderr, words
+
+
+def test_a_command_that_is_not_there_is_not_waited_for(tmp_path: Path) -> None:
+    plain = tmp_path / "plain"
+    plain.touch()
+    for command, code in (("nosuch-command", 127), (str(tmp_path / "nosuch"), 127), (str(plain), 126)):
+        result = CliRunner().invoke(cli, [*NOWHERE, "lock", "n", "--", command], standalone_mode=False)
+        assert result.return_value == code
+        assert result.stderr.startswith(f"Error: {command}: ")
+
+
+def test_words_and_what_they_mean() -> None:
+    assert LeaseId().convert("0694DA1fe95cb1005", None, None) == 0x694DA1FE95CB1005
+    assert TimeToLive().convert("500ms", None, None) == 0.5
+    assert TimeToLive().convert("9000000000", None, None) == 9e9
+    assert GuardType().convert("a:b/1f:17", None, None) == Guard(b"a:b/1f", 17)
+    assert GuardType().convert("\udcff:1", None, None) == Guard(b"\xff", 1)
+
+
+def test_a_guard_inside_a_transaction_is_refused() -> None:
+    with pytest.raises(click.UsageError, match="--guard is for the whole transaction"):
+        operation("put k v --guard l/1:5")
+
+
+# --- how a watch's answers look ---------------------------------------------------------------------------------------
+
+HEADER = common_pb2.ResponseHeader(cluster_id=1, member_id=2, revision=7, raft_term=3)
+PUT = common_pb2.Event(
+    kv=common_pb2.KeyValue(key=b"k", value=b"\xff\n", create_revision=5, mod_revision=6, version=2),
+    prev_kv=common_pb2.KeyValue(key=b"k", value=b"1", create_revision=5, mod_revision=5, version=1),
+)
+EXPIRED = common_pb2.Event(type=common_pb2.Event.DELETE, kv=common_pb2.KeyValue(key=b"k", mod_revision=7), expired=True)
+
+
+def shown(capfdbinary: pytest.CaptureFixture[bytes], form: str, *, hex_: bool = False, empty: bool = False) -> bytes:
+    settings = Settings(endpoints=(), output=form, timeout_s=1, hex=hex_)
+    show([] if empty else [PUT, EXPIRED], HEADER, settings, revision=7)
+    return capfdbinary.readouterr().out
+
+
+def test_events_as_etcdctl_shows_them(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    assert shown(capfdbinary, "simple") == b"PUT\nk\n1\nk\n\xff\n\nDELETE\nk\n\n"
+    assert shown(capfdbinary, "simple", hex_=True) == b"PUT\n\\x6b\n\\x31\n\\x6b\n\\xff\\x0a\nDELETE\n\\x6b\n\n"
+    assert shown(capfdbinary, "simple", empty=True) == b"progress notify: 7\n"
+    answer = json.loads(shown(capfdbinary, "json"))
+    assert list(answer) == ["Header", "Events", "CompactRevision", "Canceled", "Created"]
+    assert answer["Events"][1] == {"type": 1, "kv": {"key": "aw==", "mod_revision": 7}}
+    table = shown(capfdbinary, "table").decode().splitlines()
+    assert table[3].split() == ["|", "PUT", "|", "k", "|", "\\\\xff\\n", "|", "6", "|", "1", "|"]
+    assert table[4].split() == ["|", "EXPIRE", "|", "k", "|", "|", "7", "|", "|"]
+
+
+# --- the command under a lock -----------------------------------------------------------------------------------------
+
+
+async def test_a_child_gets_what_a_shell_would_give_it(tmp_path: Path) -> None:
+    """Its words as they are, the environment, signals as the system has them (not as Python has set them)."""
+    script = 'printf "%s|" "$@" "$MINE" > "$0"; grep SigIgn /proc/$$/status >> "$0" || true; exit 9'
+    out = tmp_path / "out"
+    child = await Child.start(["sh", "-c", script, str(out), "a b", "", "-c", "\udcff"], {"MINE": "yes"})
+    assert await child.wait() == 9
+    words, _, ignored = out.read_bytes().rpartition(b"|")
+    assert words == b"a b||-c|\xff|yes"
+    if ignored:
+        assert int(ignored.split()[1], 16) & (1 << (signal.SIGPIPE - 1)) == 0
+
+
+async def appears(path: Path) -> None:
+    while not path.exists():  # noqa: ASYNC110, ASYNC240 - a file tells nobody
+        await asyncio.sleep(0.02)
+
+
+async def test_a_child_that_does_not_listen_is_killed(tmp_path: Path) -> None:
+    child = await Child.start(["sh", "-c", f'trap "" TERM; touch {tmp_path}/on; while :; do sleep 0.05; done'], {})
+    await appears(tmp_path / "on")
+    await child.end(0.2)
+    assert await child.wait() == 128 + signal.SIGKILL
+
+
+async def test_a_child_that_listens_ends_by_itself_with_its_own_code(tmp_path: Path) -> None:
+    child = await Child.start(
+        ["sh", "-c", f'trap "exit 3" TERM; touch {tmp_path}/on; while :; do sleep 0.05; done'], {}
+    )
+    await appears(tmp_path / "on")
+    await child.end(20)
+    assert await child.wait() == 3
+    child.send(signal.SIGTERM)  # to nobody
+    child.kill()
+
+
+def test_help_of_these_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from raftkv.cli import run; run(sys.argv[1:]);"
+        "print([m for m in ('grpc', 'google.protobuf', 'asyncio', 'raftkv.client') if m in sys.modules], "
+        "file=sys.stderr)"
+    )
+    for words in (["lease", "--help"], ["lease", "grant", "-h"], ["watch", "-h"], ["lock", "-h"], ["elect", "-h"]):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=30, check=True, env=os.environ
+        )
+        assert done.stderr.splitlines()[-1] == "[]", words
+        assert done.stdout.startswith("Usage: raftkv ")
