@@ -144,7 +144,7 @@ class Feed:
         self._parts.clear()
         self._request.start_revision = self.next_revision
         try:
-            await call.write(watch_pb2.WatchRequest(create_request=self._request))
+            await self._ask(call)
             while self.failure is None:
                 response = await call.read()
                 if not isinstance(response, watch_pb2.WatchResponse):
@@ -169,6 +169,22 @@ class Feed:
             self.endpoint = ""
             connection.close_stream(call)
             connection.breaker.released(epoch)
+
+    async def _ask(self, call: _Stream) -> None:
+        """Send the request, which nobody reads beside yet."""
+        writing = asyncio.ensure_future(call.write(watch_pb2.WatchRequest(create_request=self._request)))
+
+        def ended(_: object) -> None:
+            writing.cancel()
+
+        # In grpc.aio a write waits for ever when its call ends before the call's metadata was sent.
+        call.add_done_callback(ended)
+        try:
+            await writing
+        except asyncio.CancelledError:
+            if being_cancelled() or call.cancelled():
+                raise
+            await call.read()  # raises what the call ended with
 
     async def _take(self, response: watch_pb2.WatchResponse, endpoint: str) -> bool:
         """One response. False where this stream is of no more use."""

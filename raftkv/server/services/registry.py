@@ -19,7 +19,7 @@ from raftkv.server.errors import NoLeader
 from raftkv.server.grpc_errors import abort, answer_to
 from raftkv.server.limits import Inflight
 from raftkv.server.services.contract import Node
-from raftkv.server.services.streams import Context, Stream, Streams, deadline_of, wants_leader
+from raftkv.server.services.streams import ClientGone, Context, Stream, Streams, deadline_of, wants_leader
 from raftkv.state.store import StoreDamaged
 from raftkv.storage.errors import NodeFatal
 
@@ -155,8 +155,12 @@ class Registry:
             except asyncio.CancelledError:
                 counts.failed[grpc.StatusCode.CANCELLED] += 1
                 raise
-            except Exception as fault:  # noqa: BLE001 - as above
-                await self._fail(_first_of(fault), method, counts, context)
+            except Exception as fault:
+                first = _first_of(fault)
+                if isinstance(first, ClientGone):
+                    counts.failed[grpc.StatusCode.CANCELLED] += 1
+                    raise asyncio.CancelledError from fault
+                await self._fail(first, method, counts, context)
             counts.ok += 1
 
         return handle

@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator, Iterator
 from typing import cast
 
 import grpc
+import grpc.aio
 
 from raftkv.server.errors import DeadlineExceeded, NoLeader, RequestError, Stopping
 from raftkv.server.services.contract import Node
@@ -79,6 +80,10 @@ class Interrupt:
             self._limit = None
 
 
+class ClientGone(Exception):
+    """The client left its stream while something was being sent; the call's own cancellation is on its way."""
+
+
 class Stream:
     """A call with messages both ways, as its method sees it. One task may read while another writes."""
 
@@ -98,8 +103,15 @@ class Stream:
         return message if isinstance(message, bytes) else None
 
     async def write(self, response: bytes) -> None:
-        """Send one response; waits while the client does not read."""
-        await self.context.write(response)
+        """Send one response; waits while the client does not read.
+
+        Raises:
+            ClientGone: nobody is there to get it.
+        """
+        try:
+            await self.context.write(response)
+        except grpc.aio.InternalError as fault:  # of gRPC's core, which takes nothing for a call that has ended
+            raise ClientGone from fault
 
 
 class Streams:
