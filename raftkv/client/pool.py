@@ -25,13 +25,14 @@ import grpc.aio
 from raftkv._pb import common_pb2, maintenance_pb2
 from raftkv.client import health
 from raftkv.client.breaker import BreakerConfig, BreakerState
-from raftkv.client.connection import READY, Connection
+from raftkv.client.connection import FAILED, READY, Connection
 from raftkv.client.errors import Closed, ConfigError, DeadlineExceeded, RaftkvError, Unavailable
 from raftkv.client.events import BreakerChanged, ConnectionChanged, Hooks, LeaderSeen
 from raftkv.client.health import Health
 from raftkv.client.methods import STATUS
 from raftkv.client.options import Routing
 from raftkv.client.routing import Purpose, Router
+from raftkv.client.tls import TLS
 
 LOG: Final = logging.getLogger("raftkv")
 
@@ -93,6 +94,7 @@ class Pool:
         channel_options: Iterable[tuple[str, Any]],
         interceptors: Iterable[grpc.aio.ClientInterceptor],
         lost_after_s: float,
+        tls: TLS | None = None,
     ) -> None:
         self.endpoints: Final = tuple(endpoints)
         self.hooks: Final = hooks
@@ -114,6 +116,7 @@ class Pool:
         self._channel_options: Final = tuple(channel_options)
         self._interceptors: Final = tuple(interceptors)
         self._lost_after_s: Final = lost_after_s
+        self._tls: Final = tls
         self._pid = 0  # of the process that opened it
         self.is_raftkv = False  # known from the first answer that names the leader: etcd's never do
         self.parts: dict[str, Any] = {}  # what there is once a client, by name: the lease keeper, the pipeline
@@ -176,6 +179,7 @@ class Pool:
                 breaker=self._breaker,
                 clock=loop.time,
                 on_breaker=self._breaker_changed,
+                tls=self._tls,
             )
             for endpoint in self.endpoints
         )
@@ -315,7 +319,7 @@ class Pool:
         while not any(c.is_ready() and not c.foreign for c in self.connections):
             remaining_s = None if until is None else until - loop.time()
             if (remaining_s is not None and remaining_s <= 0) or not await self.wait_ready(remaining_s):
-                raise DeadlineExceeded(f"no endpoint could be reached: {', '.join(self.endpoints)}", code="UNREACHABLE")
+                raise DeadlineExceeded(self.unreachable(), code="UNREACHABLE")
 
     def observe(self, connection: Connection, header: common_pb2.ResponseHeader) -> None:
         """Learn from the header of an answer."""
@@ -373,6 +377,12 @@ class Pool:
         ready = [c for c in self.connections if c.is_ready() and not c.foreign]
         return bool(ready) and all(c.health is Health.NOT_SERVING for c in ready)
 
+    def unreachable(self) -> str:
+        """What to say of a cluster none of whose nodes is connected: its endpoints, and why, where we know."""
+        text = f"no endpoint could be reached: {', '.join(self.endpoints)}"
+        troubles = dict.fromkeys(connection.trouble for connection in self.connections if connection.trouble)
+        return f"{text} ({'; '.join(troubles)})" if troubles else text
+
     def set_health(self, connection: Connection, status: Health) -> None:
         """The node behind `connection` says whether it serves."""
         if status is not connection.health:
@@ -417,6 +427,8 @@ class Pool:
             if (state is READY) != was_ready:
                 was_ready = state is READY
                 self._connection_changed(connection, was_ready)
+            if self._tls is not None and state is FAILED:
+                await connection.ask_for_trouble()
             await connection.channel.wait_for_state_change(state)
 
     def _connection_changed(self, connection: Connection, ready: bool) -> None:
