@@ -8,9 +8,12 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -192,3 +195,97 @@ def test_a_snapshot_is_one_that_etcdctl_accepts(filled: str, tmp_path: Path) -> 
     assert (code, out) == (0, f"Snapshot saved at {tmp_path / 'snap'}\n".encode())
     assert (tmp_path / "snap").stat().st_size % 512 == 32
     assert not list(tmp_path.glob("*.part"))
+
+
+# --- leases, watches, locks, elections --------------------------------------------------------------------------------
+
+
+def alike(told: tuple[int, bytes, bytes]) -> tuple[int, bytes, bytes]:
+    """Ids and revisions are each run's own."""
+    code, out, error = told
+    out = re.sub(rb'"(\w*revision|ID|id|lease|ttl)":\d+', rb'"\1":0', out)
+    # A lock's key holds its lease's id, in base64 too; ids that begin with a 0 are shorter in keys.
+    out = re.sub(rb'"key":"[^"]*"', b'"key":""', out)
+    out = re.sub(rb"\b(\w*/)?[0-9a-f]{13,16}\b", rb"\1ID", out)
+    return code, re.sub(rb"remaining\(\d+s\)", b"remaining", out), error
+
+
+@pytest.mark.parametrize("form", ["simple", "json"])
+def test_leases_are_shown_the_same(endpoint: str, form: str) -> None:
+    def story(tool: list[str]) -> list[tuple[int, bytes, bytes]]:
+        for line in ask(["etcdctl"], endpoint, "lease", "list")[1].splitlines()[1:]:
+            ask(["etcdctl"], endpoint, "lease", "revoke", line.decode())
+        told = [ask(tool, endpoint, "-w", form, "lease", "list")]
+        told.append(ask(tool, endpoint, "-w", form, "lease", "grant", "100"))
+        id_ = ask(["etcdctl"], endpoint, "lease", "list")[1].split()[-1].decode()
+        told.append(ask(tool, endpoint, "-w", form, "put", "leased", "1", "--lease", id_))
+        further = (
+            ["timetolive", id_],
+            ["timetolive", id_, "--keys"],
+            ["keep-alive", id_, "--once"],
+            ["list"],
+            ["revoke", id_],
+            ["timetolive", id_],
+            ["list"],
+        )
+        told += [ask(tool, endpoint, "-w", form, "lease", *words) for words in further]
+        return told
+
+    first, second = story([sys.executable, "-m", "raftkv"]), story(["etcdctl"])
+    assert [alike(each) for each in first] == [alike(each) for each in second]
+
+
+def output_of(tool: list[str], endpoint: str, *arguments: str, lines: int) -> tuple[int, bytes, bytes]:
+    """The first lines of a command that goes on until it is interrupted."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAFTKV_", "ETCDCTL_"))}
+    with subprocess.Popen(
+        [*tool, *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        env={**environment, "ETCDCTL_API": "3", "ETCDCTL_ENDPOINTS": endpoint},
+    ) as process:
+        guard = threading.Timer(30, process.kill)
+        guard.start()
+        assert process.stdout is not None
+        out = b"".join(process.stdout.readline() for _ in range(lines))
+        process.send_signal(signal.SIGINT)
+        process.wait()
+        guard.cancel()
+    return process.returncode, out, b""
+
+
+@pytest.mark.parametrize("form", ["simple", "json"])
+@pytest.mark.parametrize("options", ["", "--prev-kv", "--hex --prev-kv"])
+def test_watches_are_shown_the_same(endpoint: str, form: str, options: str) -> None:
+    first = b""
+    for value in ("1", "<2> & é", ""):
+        first = first or ours(endpoint, "put", "seen/a", value, "-w", "json")[1]
+        ours(endpoint, "put", "seen/a", value)
+    ours(endpoint, "del", "seen/a")
+    begin = str(json.loads(first)["header"]["revision"])
+    words = ["watch", "seen/", "--prefix", "--rev", begin, "-w", form, *options.split()]
+    count = {"json": 1, "simple": 3 * 5 if not options else 3 * 5 + 2 * 4}[form]
+    mine = output_of([sys.executable, "-m", "raftkv"], endpoint, *words, lines=count)
+    assert mine[1] == output_of(["etcdctl"], endpoint, *words, lines=count)[1]
+    assert mine[0] == 130
+
+
+@pytest.mark.parametrize("form", ["simple", "json"])
+@pytest.mark.parametrize("words", ["lock held", "elect led me"])
+def test_locks_and_elections_are_shown_the_same(endpoint: str, form: str, words: str) -> None:
+    tools = ([sys.executable, "-m", "raftkv"], ["etcdctl"])
+    count = 2 if form == "simple" else 1
+    told = [output_of(tool, endpoint, *words.split(), "-w", form, lines=count) for tool in tools]
+    assert alike(told[0]) == alike(told[1])
+    assert told[0][0] == 0
+
+
+def test_a_lock_of_ours_keeps_etcdctl_out_and_the_other_way_round(endpoint: str, tmp_path: Path) -> None:
+    """Each adds one to a file under the lock, not atomically, all at once."""
+    total = tmp_path / "sum"
+    total.write_text("0")
+    script = f"n=$(cat {total}); sleep 0.1; echo $((n + 1)) > {total}; test -n $ETCD_LOCK_KEY -a $ETCD_LOCK_REV -gt 0"
+    with ThreadPoolExecutor(8) as threads:
+        done = threads.map(lambda tool: tool(endpoint, "lock", "both", "--", "sh", "-c", script), [ours, theirs] * 4)
+    assert list(done) == [(0, b"", b"")] * 8
+    assert total.read_text() == "8\n"
