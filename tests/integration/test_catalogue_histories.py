@@ -183,6 +183,8 @@ async def test_nothing_that_is_not_committed_is_ever_told() -> None:
             await client.put("k", "before")
             looking = []
             for name in (leader, near):
+                async with AsyncClient([cluster.endpoint(name)]) as one:
+                    await one.get("k")  # it has applied "before", which is none of the news then
                 began = asyncio.Event()
                 looking.append(asyncio.create_task(look(name, began)))
                 await asyncio.wait_for(began.wait(), 10)

@@ -17,7 +17,9 @@ from raftkv.sim.run import Report, run_seed
 
 SEEDS = int(os.environ.get("RAFTKV_SIM_SEEDS", "240"))
 FIRST = int(os.environ.get("RAFTKV_SIM_FROM", "0"))
+LONG_SEEDS = 60
 PARTS = 12
+LONG_PARTS = 6
 
 
 def seeds_of(part: int) -> range:
@@ -56,10 +58,11 @@ def test_the_short_seeds_prove_something(reports: list[Report]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("part", range(LONG_PARTS))
 @pytest.mark.parametrize("nodes", [3, 5, 7])
-def test_long_seeds(nodes: int) -> None:
-    for seed in range(FIRST, FIRST + 100):
+def test_long_seeds(nodes: int, part: int) -> None:
+    for seed in range(FIRST + part, FIRST + LONG_SEEDS, LONG_PARTS):
         run_seed(seed, ticks=1500, nodes=nodes)
 
 

@@ -13,7 +13,8 @@ from telling import check_seen, main, persist, until_input_ends, wait_until
 
 def client_of(endpoints: list[str]) -> pyetcd.MultiEndpointEtcd3Client:
     pairs = [endpoint.split(":") for endpoint in endpoints]
-    members = [pyetcd.Endpoint(host=host, port=int(port), secure=False) for host, port in pairs]
+    # By default it does not ask a member that was unavailable, as etcd has them in an election, for five minutes.
+    members = [pyetcd.Endpoint(host=host, port=int(port), secure=False, time_retry=0.2) for host, port in pairs]
     return pyetcd.MultiEndpointEtcd3Client(members, timeout=10, failover=True)
 
 
