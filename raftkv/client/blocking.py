@@ -90,6 +90,13 @@ class LoopThread:
             future.cancel()  # Ctrl-C while waiting; without effect where the call itself failed
             raise
 
+    def finish(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        """As `call`, but where the loop itself asks, it only sees to it that this is done."""
+        if threading.get_ident() == self._thread.ident:
+            asyncio.run_coroutine_threadsafe(coroutine, self.loop)
+        else:
+            self.call(coroutine)
+
     def shut_down(self) -> None:
         """Close what is still open and stop; at the end of the process."""
         if self.pid != os.getpid() or not self._thread.is_alive():
@@ -157,7 +164,8 @@ class _Handover:
                 assert item is not None
                 yield item
         finally:
-            self(_end(source))
+            # An iteration that was left unfinished ends where it is collected: in any thread, even the loop's own.
+            self._thread.finish(_end(source))
 
 
 async def _next(source: AsyncIterator[T]) -> tuple[bool, T | None]:

@@ -69,12 +69,17 @@ def test_watch_interactively(etcdctl: Etcdctl, cluster: Cluster, prefix: str) ->
     assert "progress notify: 0" not in lines
 
 
+def compact(etcdctl: Etcdctl, revision: int) -> None:
+    """On every member: whichever serves a watch has done it, then."""
+    etcdctl("compact", str(revision))
+    for endpoint in etcdctl.endpoints:
+        Etcdctl((endpoint,))("get", "anything")
+
+
 def test_watch_a_compacted_revision(etcdctl: Etcdctl, cluster: Cluster, prefix: str) -> None:
     first = etcdctl.json("put", f"{prefix}a", "1")["header"]["revision"]
     last = etcdctl.json("put", f"{prefix}a", "2")["header"]["revision"]
-    etcdctl("compact", str(last))
-    for endpoint in etcdctl.endpoints:  # whichever serves the watch has compacted, then
-        Etcdctl((endpoint,))("get", f"{prefix}a")
+    compact(etcdctl, last)
     with running(cluster, "watch", f"{prefix}a", f"--rev={first}") as watch:
         watch.wait(lambda lines: any("required revision has been compacted" in line for line in lines))
         assert any(
@@ -192,7 +197,7 @@ def test_watch_interactively_with_flags_and_mistakes(etcdctl: Etcdctl, cluster: 
         watch.say(f"watch {prefix}a --rev={first + 1} --prev-kv")
         lines = watch.wait(lambda lines: "newest" in lines)
         assert lines.count("old") == 1, "as the value before"
-        etcdctl("compact", str(last))
+        compact(etcdctl, last)
         deadline = time.monotonic() + 15
         while not any("required revision has been compacted" in line for line in watch.lines):
             assert time.monotonic() < deadline, watch.lines
@@ -206,7 +211,7 @@ def test_watch_before_a_compacted_revision_has_no_previous_value(
     etcdctl("put", f"{prefix}a", "1")
     last = etcdctl.json("put", f"{prefix}a", "2")["header"]["revision"]
     etcdctl("put", f"{prefix}a", "3")
-    etcdctl("compact", str(last))
+    compact(etcdctl, last)
     with running(cluster, "watch", f"{prefix}a", f"--rev={last}", "--prev-kv", "-w", "json") as watch:
         watch.wait(lambda lines: sum(len(json.loads(line).get("Events") or []) for line in lines) >= 2)
         events = [event for line in watch.lines for event in json.loads(line).get("Events") or []]

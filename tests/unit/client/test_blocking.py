@@ -7,12 +7,13 @@ import subprocess
 import sys
 import textwrap
 import threading
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from raftkv.client import AsyncClient, Client, Closed, Get, Key, OutcomeUnknown, Put, RaftkvError
-from raftkv.client.blocking import BlockingCluster, BlockingMaintenance
+from raftkv.client.blocking import BlockingCluster, BlockingMaintenance, _Handover, loop_thread
 from raftkv.client.cluster import Cluster
 from raftkv.client.maintenance import Maintenance
 
@@ -213,3 +214,26 @@ def test_another_etcd_client_lives_in_the_same_process(cluster_in_thread, order)
 def test_an_unknown_outcome_reaches_the_thread_that_asked(client):
     with pytest.raises(OutcomeUnknown):
         client.put("hold", "v", timeout=0.2)
+
+
+def test_an_unfinished_iteration_may_be_collected_in_the_loops_own_thread() -> None:
+    ended = threading.Event()
+
+    async def numbers() -> AsyncIterator[int]:
+        try:
+            yield 1
+            yield 2
+        finally:
+            ended.set()
+
+    iteration = _Handover(loop_thread()).iterate(numbers())
+    assert next(iteration) == 1
+    closed = threading.Event()
+
+    def collect() -> None:
+        iteration.close()  # type: ignore[attr-defined]
+        closed.set()
+
+    loop_thread().loop.call_soon_threadsafe(collect)
+    assert closed.wait(10)
+    assert ended.wait(10)
