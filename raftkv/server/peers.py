@@ -54,7 +54,7 @@ ORDINARY_ENDS = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 BATCH_BYTES_MAX = 4 << 20
 OUTBOX_BYTES_MAX = 64 << 20
 RECONNECT_DELAY_S = 0.05
-PROBE_TRIES = 8
+PROBE_TRIES = 20
 PROBE_EVERY_S = 0.005
 
 
@@ -264,11 +264,14 @@ class Peers:
                     _, writer = await asyncio.open_connection(host.strip("[]"), int(port))
             except ConnectionRefusedError:
                 return True
-            except (OSError, TimeoutError):
-                return False
-            writer.close()
-            with contextlib.suppress(OSError):
-                await writer.wait_closed()
+            except TimeoutError:
+                return False  # it is cut off, or frozen; only time can tell
+            except OSError:
+                pass  # reset in the middle of it: the listening socket was just being closed
+            else:
+                writer.close()
+                with contextlib.suppress(OSError):
+                    await writer.wait_closed()
             # A dying process closes its sockets one by one: the listening one may be the last.
             await asyncio.sleep(PROBE_EVERY_S)
         return False
