@@ -288,10 +288,11 @@ class Pipeline:
 
     async def _send(self, call: _Stream) -> None:
         while True:
-            if self._queue and not self._under_way and not self._opening and self._is_misplaced():
+            moving = self._queue and not self._opening and self._is_misplaced()
+            if moving and not self._under_way:
                 await call.done_writing()  # the node ends the stream, and what waits goes elsewhere
                 return
-            message = self._next_message()
+            message = None if moving else self._next_message()  # before it moves, what is under way is answered
             if message is None:
                 self._wake.clear()
                 await self._wake.wait()

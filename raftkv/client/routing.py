@@ -120,17 +120,15 @@ class Router:
         return self._choose(purpose, avoid)
 
     def misplaced(self, purpose: Purpose, connection: Connection) -> bool:
-        """Whether what lasts at `connection` had better go to the leader: it should be there, and that can be had."""
-        if not self._leader_preferred[purpose]:
+        """Whether what lasts at `connection` had better go elsewhere: the leader is another, or has become this one."""
+        preferred, leader = self._leader_preferred[purpose], self.leader()
+        if preferred is None or leader is None or (connection is leader) is preferred:
             return False
-        leader = self.leader()
-        return (
-            leader is not None
-            and leader is not connection
-            and leader.is_ready()
-            and not leader.suspect
-            and leader.health is not Health.NOT_SERVING
-            and leader.breaker.state is BreakerState.CLOSED
+        if preferred:
+            return _is_well(leader)
+        return any(
+            c is not leader and not c.foreign and not c.is_learner and c.heard_in == self.generation and _is_well(c)
+            for c in self._connections
         )
 
     def elsewhere(self, avoid: Collection[Connection]) -> bool:
@@ -174,3 +172,12 @@ class Router:
         if preferred is False and self.leader_id:
             return 1 if is_leader else 2 * unproven
         return 2 * (preferred is not None and is_leader is not preferred) + unproven
+
+
+def _is_well(connection: Connection) -> bool:
+    return (
+        connection.is_ready()
+        and not connection.suspect
+        and connection.health is not Health.NOT_SERVING
+        and connection.breaker.state is BreakerState.CLOSED
+    )

@@ -302,6 +302,46 @@ async def test_a_stream_that_should_be_at_the_leader_follows_it(
     assert client.stats().outcomes_unknown == 0
 
 
+async def test_a_stream_leaves_a_node_that_becomes_leader_even_under_load(
+    cluster: FakeCluster, table: Table, make_client: MakeClient
+) -> None:
+    """What dies or freezes in a failover is the leader, and whoever writes through it waits the longest."""
+    client = make_client()
+    puts = 0
+
+    async def write(number: int) -> None:
+        nonlocal puts
+        while not done.is_set():
+            await client.put(f"k{number}/{puts}", "v")
+            puts += 1
+
+    def asked() -> list[int]:
+        return [len(node.requests) for node in nodes_of(cluster)]
+
+    async def one_serves() -> int:
+        """The member that everything goes to, once it is one for a while."""
+        while True:
+            before, start = asked(), puts
+            while puts < start + 50:  # noqa: ASYNC110 - a count of what others do
+                await asyncio.sleep(0.01)
+            members = [number + 1 for number, (a, b) in enumerate(zip(before, asked(), strict=True)) if b > a]
+            if len(members) == 1:
+                return members[0]
+
+    done = asyncio.Event()
+    async with asyncio.timeout(20), asyncio.TaskGroup() as group:
+        for number in range(8):
+            group.create_task(write(number))
+        for _ in range(3):
+            member = await one_serves()
+            cluster.elect(member)
+            while await one_serves() == member:
+                pass
+        done.set()
+    assert len(table.executed) == len(set(table.executed)) == puts
+    assert client.stats().outcomes_unknown == 0
+
+
 async def test_servers_without_the_stream_get_unary_calls(cluster: FakeCluster, make_client: MakeClient) -> None:
     client = make_client()
     await asyncio.gather(*(client.put(f"k{number}", "v") for number in range(20)))
