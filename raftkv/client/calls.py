@@ -73,8 +73,8 @@ async def invoke(
             else:
                 limit_s = _limit_s(pool, connection, mutation, timeout, deadline, progress)
             epoch = connection.breaker.epoch
-            if pool.resting:
-                pool.wake()
+            if pool.lookout.resting:
+                pool.lookout.wake()
             connection.inflight += 1
             try:
                 response = await connection.unary(method)(request, timeout=limit_s)

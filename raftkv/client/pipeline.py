@@ -283,8 +283,8 @@ class Pipeline:
             if busy is not connection.pipeline_busy:
                 connection.pipeline_busy = busy
                 connection.inflight += 1 if busy else -1
-                if busy and self._pool.resting:
-                    self._pool.wake()
+                if busy and self._pool.lookout.resting:
+                    self._pool.lookout.wake()
 
     async def _send(self, call: _Stream) -> None:
         while True:

@@ -1,8 +1,7 @@
 """The connections of one client and the work that goes on beside its calls.
 
-One task group holds everything: per endpoint a watcher of the channel's state, a watcher of the node's health and a
-prober of a suspect connection; and one task that finds out who leads. They start with the first call, in its event
-loop, and end with `close`. If one of them fails, all end, and calls say so.
+One task group holds everything, the lookout (`lookout.py`) and what the parts of the client spawn. It starts with the
+first call, in its event loop, and ends with `close`. If one task fails, all end, and calls say so.
 
     client state:  LOST --an endpoint is READY--> CONNECTED --none is--> SUSPENDED --lost_after_s passed--> LOST
 """
@@ -10,7 +9,6 @@ loop, and end with `close`. If one of them fails, all end, and calls say so.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import enum
 import logging
 import os
@@ -22,30 +20,20 @@ from typing import Any, Final
 import grpc
 import grpc.aio
 
-from raftkv._pb import common_pb2, maintenance_pb2
-from raftkv.client import health
+from raftkv._pb import common_pb2
 from raftkv.client.breaker import BreakerConfig, BreakerState
-from raftkv.client.connection import FAILED, READY, Connection
+from raftkv.client.connection import Connection
 from raftkv.client.errors import Closed, ConfigError, DeadlineExceeded, RaftkvError, Unavailable
 from raftkv.client.events import BreakerChanged, ConnectionChanged, Hooks, LeaderSeen
 from raftkv.client.health import Health
-from raftkv.client.methods import STATUS
+from raftkv.client.lookout import Lookout
 from raftkv.client.options import Routing
 from raftkv.client.routing import Purpose, Router
 from raftkv.client.tls import TLS
 
 LOG: Final = logging.getLogger("raftkv")
 
-PROBE_TIMEOUT_S: Final = 1.0
-PROBE_PAUSE_S: Final = 0.5
-PROGRESS_TICK_S: Final = 0.25  # nothing answered for a whole tick although something is asked: have a look
-PROGRESS_PROBE_TIMEOUT_S: Final = 0.5
-HEALTH_PAUSE_S: Final = 0.5
-STREAM_CHECK_S: Final = 2.0  # a node that only has streams open is asked this often for a sign of life
 LAST_WORDS_S: Final = 2.5  # at most so long does closing wait for what the cluster should still be told
-DISCOVERY_TIMEOUT_S: Final = 1.0
-DISCOVERY_PAUSE_MAX_S: Final = 2.0  # while there is no leader to be found
-DISCOVERY_PAUSE_S: Final = 0.1  # between two rounds: an election takes about that long anyway
 
 # The process in which gRPC's threads were first started by this SDK. They do not survive a fork, and grpc.aio hangs
 # in the child instead of saying so; hence we say so.
@@ -116,7 +104,7 @@ class Pool:
         self._channel_options: Final = tuple(channel_options)
         self._interceptors: Final = tuple(interceptors)
         self._lost_after_s: Final = lost_after_s
-        self._tls: Final = tls
+        self.tls: Final = tls
         self._pid = 0  # of the process that opened it
         self.is_raftkv = False  # known from the first answer that names the leader: etcd's never do
         self.parts: dict[str, Any] = {}  # what there is once a client, by name: the lease keeper, the pipeline
@@ -128,11 +116,7 @@ class Pool:
         self._failure: BaseException | None = None
         self._waiters: list[asyncio.Future[None]] = []  # calls that wait for any connection to become ready
         self._listeners: list[Callable[[ConnectionState], None]] = []
-        self._discover = asyncio.Event()
-        self.resting = False  # nobody watches for progress, because nothing is in flight
-        self._busy = asyncio.Event()
-        self._suspected: dict[Connection, asyncio.Event] = {}
-        self._ready: dict[Connection, asyncio.Event] = {}
+        self.lookout: Final = Lookout(self)
 
     # --- life -------------------------------------------------------------------------------------------------------
 
@@ -179,13 +163,12 @@ class Pool:
                 breaker=self._breaker,
                 clock=loop.time,
                 on_breaker=self._breaker_changed,
-                tls=self._tls,
+                tls=self.tls,
             )
             for endpoint in self.endpoints
         )
         self.router = Router(self.connections, self._routing, self.random)
-        self._suspected = {connection: asyncio.Event() for connection in self.connections}
-        self._ready = {connection: asyncio.Event() for connection in self.connections}
+        self.lookout.begin(self.connections)
         for connection in self.connections:
             connection.connectivity(connect=True)
         self._main = loop.create_task(self._run(), name="raftkv-client")
@@ -198,19 +181,12 @@ class Pool:
                 for coroutine, name, done in self._to_spawn:
                     self._spawn(coroutine, name, done)
                 self._to_spawn.clear()
-                for connection in self.connections:
-                    name = f"raftkv-client {connection.endpoint}"
-                    group.create_task(self._watch_channel(connection), name=f"{name} state")
-                    group.create_task(self._watch_health(connection), name=f"{name} health")
-                    group.create_task(self._probe(connection), name=f"{name} probe")
-                group.create_task(self._find_leader(), name="raftkv-client leader")
-                group.create_task(self._watch_progress(), name="raftkv-client progress")
-                group.create_task(self._check_streams(), name="raftkv-client streams")
+                self.lookout.run_in(group)
                 group.create_task(self._declare_lost(), name="raftkv-client lost")
         except Exception as failure:
             self._failure = failure
             LOG.exception("raftkv client: background work failed")
-            self._wake_waiters()
+            self.wake_waiters()
 
     def spawn(self, coroutine: Coroutine[Any, Any, None], name: str) -> Callable[[], None]:
         """Run `coroutine` beside the calls, at most as long as the client lives. Returns what ends it.
@@ -282,7 +258,7 @@ class Pool:
         self.closed = True
         for closer in self.closers:
             await closer()
-        self._wake_waiters()
+        self.wake_waiters()
         if self._main is not None:
             self._main.cancel()
             # Its own cancellation is what we asked for; ours, if it comes meanwhile, still comes out of `wait`.
@@ -336,23 +312,18 @@ class Pool:
                 router.heard(connection)
             return
         if term > router.term and not header.leader:
-            self._discover.set()  # an election went by, and this server does not say who won
-        self._observe_leader(term, header.leader)
+            self.lookout.discover()  # an election went by, and this server does not say who won
+        self.observe_leader(term, header.leader)
         if term >= router.term:  # what was said in an earlier term may have been under way for long
             router.heard(connection)
 
-    def _observe_leader(self, term: int, leader_id: int) -> None:
+    def observe_leader(self, term: int, leader_id: int) -> None:
+        """Learn who leads."""
         generation = self.router.generation
         if self.router.observe(term, leader_id):
             self._leader_seen()
         if self.router.generation != generation:
-            self._look_around()
-
-    def _look_around(self) -> None:
-        """A new generation began: ask every node that was not heard of in it for a sign of life."""
-        for connection in self.connections:
-            if connection.heard_in != self.router.generation and connection.is_ready():
-                self._suspected[connection].set()
+            self.lookout.look_around()
 
     def unanswered(self, connection: Connection, epoch: int, *, silent: bool) -> None:
         """An attempt over `connection` got no answer: its time ran out (silent) or the connection broke."""
@@ -362,15 +333,10 @@ class Pool:
         else:
             connection.broke(epoch)
         if connection.suspect:
-            self._suspected[connection].set()
+            self.lookout.suspect(connection)
             if not was_suspect:
                 self.router.doubt()
-                self._look_around()
-
-    def wake(self) -> None:
-        """A call begins while nobody watches for progress."""
-        self.resting = False
-        self._busy.set()
+                self.lookout.look_around()
 
     def nobody_serves(self) -> bool:
         """Whether every connected node says of itself that it cannot serve."""
@@ -393,7 +359,7 @@ class Pool:
 
     def leader_wanted(self) -> None:
         """A call found that what we know of the leader is out of date."""
-        self._discover.set()
+        self.lookout.discover()
 
     def stats(self) -> ClientStats:
         """The counters now."""
@@ -416,171 +382,26 @@ class Pool:
 
         return stop
 
-    # --- background -------------------------------------------------------------------------------------------------
+    # --- what the lookout sees --------------------------------------------------------------------------------------
 
-    async def _watch_channel(self, connection: Connection) -> None:
-        """Keep the channel connecting, and notice at once when its state changes."""
-        was_ready = False
-        while True:
-            # Idle channels connect: after a break gRPC would otherwise wait for the next call.
-            state = connection.connectivity(connect=True)
-            if (state is READY) != was_ready:
-                was_ready = state is READY
-                self._connection_changed(connection, was_ready)
-            if self._tls is not None and state is FAILED:
-                await connection.ask_for_trouble()
-            await connection.channel.wait_for_state_change(state)
-
-    def _connection_changed(self, connection: Connection, ready: bool) -> None:
+    def connection_changed(self, connection: Connection, ready: bool) -> None:
+        """A connection is there now, or is gone."""
         self.router.forget_choices()
         if ready:
             LOG.debug("raftkv client: connected to %s", connection.endpoint)
             connection.became_ready()
             self.router.heard(connection)  # its process answered the handshake just now
-            self._ready[connection].set()
-            self._discover.set()
+            self.lookout.connected(connection)
             self._set_state(ConnectionState.CONNECTED)
-            self._wake_waiters()
+            self.wake_waiters()
         else:
             LOG.info("raftkv client: connection to %s is gone", connection.endpoint)
-            self._ready[connection].clear()
+            self.lookout.disconnected(connection)
             connection.health = Health.UNKNOWN
             self.router.doubt()
-            self._look_around()
+            self.lookout.look_around()
             if not any(c.is_ready() for c in self.connections):
                 self._set_state(ConnectionState.SUSPENDED)
-
-    async def _watch_health(self, connection: Connection) -> None:
-        """Know at once when the node says that it cannot serve (no quorum, stopping), as long as it is connected."""
-        ready = self._ready[connection]
-        while True:
-            await ready.wait()
-            call = connection.health_watch(health.SERVICE)
-            try:
-                async for status in call:
-                    self.set_health(connection, status)
-            except grpc.aio.AioRpcError as error:
-                if error.code() is grpc.StatusCode.UNIMPLEMENTED:
-                    # A server without health service serves as far as we know. It will not grow one meanwhile.
-                    await self._until_broken(connection)
-            finally:
-                call.cancel()  # grpc.aio does not cancel abandoned streams (grpc #43462)
-            await asyncio.sleep(HEALTH_PAUSE_S if connection.is_ready() else 0)
-
-    async def _until_broken(self, connection: Connection) -> None:
-        while connection.is_ready():
-            await connection.channel.wait_for_state_change(READY)
-
-    async def _probe(self, connection: Connection) -> None:
-        """Ask a doubtful endpoint for a sign of life; a suspect one until it gives one, so that no call has to."""
-        suspected = self._suspected[connection]
-        while True:
-            await suspected.wait()
-            suspected.clear()
-            if not connection.suspect and connection.is_ready():
-                epoch = connection.breaker.epoch
-                if await self._is_alive(connection, PROGRESS_PROBE_TIMEOUT_S):
-                    self.router.heard(connection)
-                    continue
-                LOG.info("raftkv client: %s has fallen silent", connection.endpoint)
-                connection.abandon_streams()
-                connection.broke(epoch)
-                self.router.doubt()
-                self._look_around()
-            while connection.suspect:
-                if connection.is_ready():
-                    epoch = connection.breaker.epoch
-                    if await self._is_alive(connection, PROBE_TIMEOUT_S):
-                        # Evidence as good as a new connection: whatever made it silent is over.
-                        connection.suspect = False
-                        connection.breaker.connection_ready()
-                        self.router.heard(connection)
-                        self.router.forget_choices()
-                        self._wake_waiters()
-                        break
-                    connection.broke(epoch)
-                await asyncio.sleep(PROBE_PAUSE_S)
-
-    async def _is_alive(self, connection: Connection, timeout_s: float) -> bool:
-        try:
-            await connection.health_check("", timeout=timeout_s)
-        except grpc.aio.AioRpcError as error:
-            return error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
-        return True
-
-    async def _watch_progress(self) -> None:
-        """Notice a node that is asked and does not answer long before the deadlines of its callers do.
-
-        A write stays where it was sent, but those that follow need not join it: a frozen node (SIGSTOP, a virtual
-        machine being moved) keeps its connections, and keepalive takes 15 s to find out.
-        """
-        before: dict[Connection, int] = {}
-        while True:
-            if not any(connection.inflight for connection in self.connections):
-                before.clear()
-                self._busy.clear()
-                self.resting = True
-                await self._busy.wait()
-            await asyncio.sleep(PROGRESS_TICK_S)
-            for connection in self.connections:
-                if not connection.inflight:
-                    before.pop(connection, None)
-                    continue
-                if before.get(connection) == connection.answers:
-                    self._suspected[connection].set()
-                before[connection] = connection.answers
-
-    async def _check_streams(self) -> None:
-        """An open stream says nothing while nothing happens, so that a frozen node goes unnoticed: ask it."""
-        while True:
-            await asyncio.sleep(STREAM_CHECK_S)
-            for connection in self.connections:
-                if connection.open_streams and connection.is_ready():
-                    self._suspected[connection].set()
-
-    async def _find_leader(self) -> None:
-        """Ask for the members' ids and the leader when something suggests that we do not know them."""
-        pause_s = DISCOVERY_PAUSE_S
-        while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(None if self.router.leader_id else pause_s):
-                    await self._discover.wait()
-            self._discover.clear()
-            ready = [c for c in self.connections if c.is_ready() and not c.foreign]
-            unknown = [c for c in ready if c.member_id == 0]
-            # One who knows is enough for the leader, but several are asked: the first may be the one that is cut off.
-            async with asyncio.TaskGroup() as group:
-                for connection in unknown or ready:
-                    group.create_task(self._ask_status(connection))
-            pause_s = DISCOVERY_PAUSE_S if self.router.leader_id else min(2 * pause_s, DISCOVERY_PAUSE_MAX_S)
-            await asyncio.sleep(DISCOVERY_PAUSE_S)
-
-    async def _ask_status(self, connection: Connection) -> None:
-        try:
-            status = await connection.unary(STATUS)(maintenance_pb2.StatusRequest(), timeout=DISCOVERY_TIMEOUT_S)
-        except grpc.aio.AioRpcError:
-            return  # whoever cannot say who leads is asked again with the next hint
-        header = status.header
-        if self.cluster_id == 0:
-            self.cluster_id = header.cluster_id
-        if header.cluster_id != self.cluster_id:
-            if not connection.foreign:
-                LOG.error(
-                    "raftkv client: %s belongs to another cluster (%x, not %x); it will not be used",
-                    connection.endpoint,
-                    header.cluster_id,
-                    self.cluster_id,
-                )
-            connection.foreign = True
-            self.router.forget_choices()
-            return
-        if status.isLearner is not connection.is_learner:
-            connection.is_learner = status.isLearner
-            self.router.forget_choices()
-        self.observe(connection, header)
-        self._observe_leader(max(status.raftTerm, header.raft_term), status.leader)
-        if header.raft_term >= self.router.term:
-            self.router.heard(connection)
 
     async def _declare_lost(self) -> None:
         """SUSPENDED for `lost_after_s` becomes LOST."""
@@ -604,7 +425,8 @@ class Pool:
 
     # --- news -------------------------------------------------------------------------------------------------------
 
-    def _wake_waiters(self) -> None:
+    def wake_waiters(self) -> None:
+        """What calls wait for may be there: have them look."""
         for waiter in self._waiters:
             if not waiter.done():
                 waiter.set_result(None)
@@ -630,7 +452,7 @@ class Pool:
         self._leader_changes += 1
         leader = self.router.leader()
         if leader is None and any(c.member_id == 0 for c in self.connections):
-            self._discover.set()
+            self.lookout.discover()
         endpoint = leader.endpoint if leader is not None else None
         LOG.debug("raftkv client: member %x leads term %d", self.router.leader_id, self.router.term)
         self.hooks.fire("leader", LeaderSeen(self.router.leader_id, self.router.term, endpoint))
