@@ -19,7 +19,6 @@ from raftkv.client.connection import Connection
 from raftkv.client.errors import Closed, DeadlineExceeded, RaftkvError, Unavailable
 from raftkv.client.events import AttemptFailed
 from raftkv.client.faults import Fault, FaultKind, error_of, outcome_unknown, understand
-from raftkv.client.health import Health
 from raftkv.client.methods import Method, RequestT, ResponseT
 from raftkv.client.options import Timeout
 from raftkv.client.pool import Pool
@@ -168,7 +167,7 @@ async def _after_failure(
         connection.is_learner = True
         pool.router.forget_choices()
     if fault.kind is FaultKind.STOPPING:
-        pool.set_health(connection, Health.NOT_SERVING)  # until it says otherwise, or comes back
+        pool.stops(connection)
     if fault.kind in (FaultKind.NO_LEADER, FaultKind.LEADER_CHANGED):
         pool.leader_wanted()
     decision = decide(

@@ -27,7 +27,6 @@ from raftkv.client.cancelling import being_cancelled
 from raftkv.client.connection import Connection
 from raftkv.client.errors import Compacted, LeaseNotFound, LockLost, LockTimeout, OutcomeUnknown, RaftkvError
 from raftkv.client.faults import Fault, FaultKind, understand
-from raftkv.client.health import Health
 from raftkv.client.keys import Namespace, Text, prefix_end, to_bytes
 from raftkv.client.lease import Lease, LeaseState
 from raftkv.client.methods import LOCK, RANGE, TXN
@@ -257,7 +256,7 @@ class Contender:
             if fault.kind.blames_endpoint:
                 pool.unanswered(connection, epoch, silent=False)
             elif fault.kind is FaultKind.STOPPING:
-                pool.set_health(connection, Health.NOT_SERVING)
+                pool.stops(connection)
             elif fault.kind is FaultKind.LEARNER:
                 connection.is_learner = True
                 pool.router.forget_choices()

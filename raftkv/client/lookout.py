@@ -18,6 +18,7 @@ import grpc.aio
 from raftkv._pb import maintenance_pb2
 from raftkv.client import health
 from raftkv.client.connection import FAILED, READY, Connection
+from raftkv.client.health import Health
 from raftkv.client.methods import STATUS
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ PROGRESS_TICK_S: Final = 0.25  # nothing answered for a whole tick although some
 PROGRESS_PROBE_TIMEOUT_S: Final = 0.5
 HEALTH_PAUSE_S: Final = 0.5
 STREAM_CHECK_S: Final = 2.0  # a node that only has streams open is asked this often for a sign of life
+LEAVE_S: Final = 0.1  # an election is over by then; whoever still cannot serve is cut off from the others
 DISCOVERY_TIMEOUT_S: Final = 1.0
 DISCOVERY_PAUSE_MAX_S: Final = 2.0  # while there is no leader to be found
 DISCOVERY_PAUSE_S: Final = 0.1  # between two rounds: an election takes about that long anyway
@@ -46,6 +48,7 @@ class Lookout:
         self._busy = asyncio.Event()
         self._suspected: dict[Connection, asyncio.Event] = {}
         self._ready: dict[Connection, asyncio.Event] = {}
+        self._leaving: dict[Connection, asyncio.TimerHandle] = {}
 
     def begin(self, connections: Iterable[Connection]) -> None:
         """These are the connections to look after."""
@@ -78,6 +81,22 @@ class Lookout:
     def suspect(self, connection: Connection) -> None:
         """Have a look whether this node still answers."""
         self._suspected[connection].set()
+
+    def does_not_serve(self, connection: Connection) -> None:
+        """This node says that it cannot serve: its streams go elsewhere, once it is known that others can."""
+        self.look_around()
+        if connection not in self._leaving:
+            assert self._pool.loop is not None
+            self._leaving[connection] = self._pool.loop.call_later(LEAVE_S, self._leave, connection)
+
+    def _leave(self, connection: Connection) -> None:
+        del self._leaving[connection]
+        if self._pool.closed or connection.health is not Health.NOT_SERVING:
+            return
+        if self._pool.router.better_than(connection):
+            connection.abandon_streams()
+        else:
+            self.does_not_serve(connection)
 
     def discover(self) -> None:
         """Find out who leads."""

@@ -35,7 +35,6 @@ from raftkv.client.faults import (
     outcome_unknown,
     understand,
 )
-from raftkv.client.health import Health
 from raftkv.client.methods import (
     COMPACT,
     DELETE_RANGE,
@@ -259,7 +258,7 @@ class Pipeline:
         if fault.kind.blames_endpoint:
             self._pool.unanswered(connection, epoch, silent=False)
         elif fault.kind is FaultKind.STOPPING:
-            self._pool.set_health(connection, Health.NOT_SERVING)
+            self._pool.stops(connection)
         elif fault.kind is FaultKind.LEARNER:
             connection.is_learner = True
             self._pool.router.forget_choices()
@@ -473,7 +472,7 @@ class Pipeline:
         if fault.kind in (FaultKind.NO_LEADER, FaultKind.LEADER_CHANGED):
             self._pool.leader_wanted()
         elif fault.kind is FaultKind.STOPPING:
-            self._pool.set_health(connection, Health.NOT_SERVING)  # which also ends the stream
+            self._pool.stops(connection)  # which also ends the stream
         elif fault.kind is FaultKind.LEARNER:
             connection.is_learner = True
             connection.abandon_streams()

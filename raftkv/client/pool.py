@@ -351,11 +351,21 @@ class Pool:
 
     def set_health(self, connection: Connection, status: Health) -> None:
         """The node behind `connection` says whether it serves."""
-        if status is not connection.health:
-            connection.health = status
-            if status is Health.NOT_SERVING:
-                connection.abandon_streams()
-            self.router.forget_choices()
+        if status is connection.health:
+            return
+        connection.health = status
+        if status is Health.NOT_SERVING:
+            # What the others said of themselves may be old: a leader that froze last said that it serves.
+            self.router.doubt()
+            self.router.heard(connection)
+            self.lookout.does_not_serve(connection)
+        self.router.forget_choices()
+
+    def stops(self, connection: Connection) -> None:
+        """The node behind `connection` says that it is about to end: it is left at once."""
+        connection.health = Health.NOT_SERVING  # until it says otherwise, or comes back
+        self.router.forget_choices()
+        connection.abandon_streams()
 
     def leader_wanted(self) -> None:
         """A call found that what we know of the leader is out of date."""

@@ -126,9 +126,18 @@ class Router:
             return False
         if preferred:
             return _is_well(leader)
-        return any(
-            c is not leader and not c.foreign and not c.is_learner and c.heard_in == self.generation and _is_well(c)
-            for c in self._connections
+        return any(c is not leader and self._is_proven(c) for c in self._connections)
+
+    def better_than(self, connection: Connection) -> bool:
+        """Whether another node serves, and has been heard of in this generation."""
+        return any(c is not connection and self._is_proven(c) for c in self._connections)
+
+    def _is_proven(self, connection: Connection) -> bool:
+        return (
+            connection.heard_in == self.generation
+            and not connection.foreign
+            and not connection.is_learner
+            and _is_well(connection)
         )
 
     def elsewhere(self, avoid: Collection[Connection]) -> bool:
@@ -139,6 +148,7 @@ class Router:
         preferred = self._leader_preferred[purpose]
         best: list[Connection] = []
         best_rank: tuple[int, ...] = ()
+        troubled = any(c.health is Health.NOT_SERVING and c.heard_in == self.generation for c in self._connections)
         for connection in self._connections:
             if connection.foreign or not connection.is_ready():
                 continue
@@ -150,7 +160,7 @@ class Router:
                 not connection.breaker.would_admit(),
                 connection.suspect,
                 connection.is_learner,
-                connection.health is Health.NOT_SERVING,
+                self._service(connection, troubled),
                 self._standing(connection, is_leader, preferred),
             )
             if not best or rank < best_rank:
@@ -165,6 +175,15 @@ class Router:
             self._chosen[purpose] = choice
         choice.breaker.admit()
         return choice
+
+    def _service(self, connection: Connection, troubled: bool) -> int:
+        """How likely the node can serve, 0 the best.
+
+        While one that answers says that it cannot, what another said before that counts for less than nothing.
+        """
+        if connection.health is Health.NOT_SERVING:
+            return 1
+        return 2 if troubled and connection.heard_in != self.generation else 0
 
     def _standing(self, connection: Connection, is_leader: bool, preferred: bool | None) -> int:
         """How well the node's place in the cluster suits, 0 the best."""

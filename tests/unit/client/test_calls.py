@@ -360,7 +360,9 @@ async def test_a_node_that_says_it_does_not_serve_is_avoided(cluster, make_clien
     writer = next(node for node in cluster.nodes if node.count("Put"))
     pool = client._context.pool
     writer.set_serving(False)
-    await tools.until(lambda: any(c.health.name == "NOT_SERVING" for c in pool.connections))
+    await tools.until(
+        lambda: any(c.health.name == "NOT_SERVING" and pool.router.better_than(c) for c in pool.connections)
+    )
     for _ in range(5):
         await client.put("k", "v")
     assert writer.count("Put") == 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc
@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 
 from raftkv._pb import kv_pb2, session_pb2, state_pb2
 from raftkv.client import AsyncClient, ConditionFailed, DeadlineExceeded, OutcomeUnknown, Retry, Timeout
+from raftkv.client.health import Health
+from raftkv.client.lookout import LEAVE_S
 from raftkv.client.session import WINDOW, ServerSession
-from tests.unit.client.conftest import FakeCluster, FakeNode, Tools
+from tests.unit.client.conftest import FakeCluster, FakeNode, Proxy, Tools
 
 Rule = Callable[[session_pb2.SessionRequest], session_pb2.SessionError | str | None]
 
@@ -175,8 +177,9 @@ async def test_whatever_passes_is_tried_again_even_if_perhaps_done(
 
 
 async def test_a_refusal_of_the_state_is_an_answer(cluster: FakeCluster, table: Table, make_client: MakeClient) -> None:
+    once = puts_only(refusal("LOCK_LOST", 9), 1)  # whichever node is asked
     for node in nodes_of(cluster):
-        node.rule = puts_only(refusal("LOCK_LOST", 9), 1)
+        node.rule = once
     client = make_client()
     with pytest.raises(ConditionFailed):
         await client.put("k", "v")
@@ -244,8 +247,9 @@ async def test_a_cancelled_call_that_was_not_sent_is_never_sent(
     await asyncio.gather(*tasks, return_exceptions=True)
     await client.put("b", "1")
     assert table.executed == [b"a", b"b"]
+    once = puts_only("mute", 1)
     for node in nodes_of(cluster):
-        node.rule = puts_only("mute", 1)
+        node.rule = once
     sent = asyncio.create_task(client.put("told", "1"))
     await tools.until(lambda: b"told" in table.executed)
     sent.cancel()
@@ -260,6 +264,42 @@ async def test_the_session_is_ended_with_the_client(
     assert table.answers
     await client.close()
     await tools.until(lambda: not table.answers)
+
+
+async def test_the_stream_waits_for_the_election_where_it_is_and_not_at_the_leader_that_froze(
+    cluster: FakeCluster,
+    table: Table,
+    make_client: MakeClient,
+    make_proxy: Callable[[FakeNode], Awaitable[Proxy]],
+    tools: type[Tools],
+) -> None:
+    leader, *followers = nodes_of(cluster)
+    proxy = await make_proxy(leader)
+    client = make_client(proxy, *followers)
+    await client.put("before", "1")
+    pool = client._context.pool
+    at = pool.parts["pipeline"]
+    await tools.until(lambda: pool.router.leader() is not None and all(c.member_id for c in pool.connections))
+    while at._connection is pool.router.leader():  # until the first follower had proven itself
+        await client.put("before", "1")
+    mine = next(node for node in followers if node.endpoint == at._connection.endpoint)
+    other = next(node for node in followers if node is not mine)
+
+    proxy.freeze()
+    for node in followers:
+        node.rule = lambda request: "mute"  # they hold what they are asked for until there is a leader
+        node.set_serving(False)
+    waiting = asyncio.create_task(client.put("meanwhile", "1"))
+    await tools.until(lambda: sum(c.health is Health.NOT_SERVING for c in pool.connections) == 2)
+    await asyncio.sleep(3 * LEAVE_S)
+    assert at._connection.endpoint == mine.endpoint
+    assert mine.count("Stream") == 1
+
+    other.rule = None
+    other.set_serving(True)  # so it is this node that is cut off
+    async with asyncio.timeout(10):
+        await waiting
+    assert at._connection.endpoint == other.endpoint
 
 
 @pytest.mark.parametrize("turns", range(8))

@@ -92,6 +92,20 @@ def test_after_an_election_the_new_leader_takes_writes_until_another_node_was_he
     assert router.pick(Purpose.READ) is writer  # reads go to the leader in any case
 
 
+@pytest.mark.parametrize("purpose", list(Purpose))
+def test_while_some_say_that_there_is_no_leader_what_a_frozen_one_said_before_counts_for_nothing(purpose):
+    router, (frozen, follower, other) = make()
+    follower.health = other.health = Health.NOT_SERVING
+    router.doubt()
+    router.heard(follower)
+    assert router.pick(purpose) is follower
+    assert not router.better_than(follower)
+    router.heard(frozen)  # it was not frozen: these two are cut off
+    assert router.pick(purpose) is frozen
+    assert router.better_than(follower)
+    assert not router.better_than(frozen)
+
+
 def test_clients_spread_over_the_followers():
     chosen = set()
     for seed in range(30):
