@@ -43,6 +43,11 @@ class _Kept:
     lease: Lease
     due: float  # when to renew it next
     sent: float = 0.0  # when the renewal that is under way was sent; 0: none is
+    until: float = 0.0  # so long it is waited for the first renewal of a lease that was granted late
+
+    @property
+    def deadline(self) -> float:
+        return self.until if self.lease.undecided else self.lease.deadline
 
 
 class Keeper:
@@ -56,7 +61,8 @@ class Keeper:
 
     def add(self, lease: Lease) -> None:
         """Keep `lease` alive from now on."""
-        self._kept[lease.id] = _Kept(lease, lease.confirmed + lease.ttl_s * RENEW_SHARE)
+        due = lease.confirmed + lease.ttl_s * RENEW_SHARE
+        self._kept[lease.id] = _Kept(lease, due, until=clock.now() + lease.ttl_s)
         self._changed.set()
         if not self._running:
             self._running = True
@@ -73,10 +79,10 @@ class Keeper:
             while True:
                 moment = clock.now()
                 for kept in list(self._kept.values()):
-                    if moment >= kept.lease.deadline:
+                    if moment >= kept.deadline:
                         self.remove(kept.lease)
                         kept.lease.end(f"no renewal was confirmed within {kept.lease.ttl_s:g} s")
-                next_s = min((kept.lease.deadline for kept in self._kept.values()), default=moment + LOOK_S) - moment
+                next_s = min((kept.deadline for kept in self._kept.values()), default=moment + LOOK_S) - moment
                 await asyncio.sleep(min(max(next_s, 0.0), LOOK_S))
         finally:
             for kept in list(self._kept.values()):

@@ -153,6 +153,7 @@ class Lease:
         self.chosen: Final = secrets.randbits(62) + 1  # what its id will be: named by us, so that others need not wait
         self.id = 0  # 0: not granted yet
         self.ttl_s = 0.0
+        self._decided: asyncio.Future[None] | None = None  # while a late grant waits for its first renewal
         self.confirmed = 0.0  # when the last confirmed renewal was sent, by `clock.now()`
         self.lost: Final = asyncio.Event()
 
@@ -173,7 +174,19 @@ class Lease:
         self.id, self.ttl_s = granted.id, granted.ttl_s
         self.confirmed = sent
         if self._keep_alive:
+            if clock.now() >= self.deadline:
+                # The answer took longer than the lease lasts (etcd takes 7 s when a leader dies), so it may be over or
+                # have just begun: nobody holds anything by it yet, so a renewal may decide.
+                self._decided = asyncio.get_running_loop().create_future()
             keeper_of(self._context).add(self)
+            if self._decided is not None:
+                try:
+                    await self._decided
+                except asyncio.CancelledError:
+                    self.abandon()
+                    raise
+                finally:
+                    self._decided = None
         return self
 
     @property
@@ -214,9 +227,19 @@ class Lease:
 
     def renewed(self, sent: float, ttl_s: float) -> None:
         """A renewal sent at `sent` was confirmed. Lost is lost, even if the lease turns out to be alive."""
-        if self.state is not LeaseState.LOST:
+        if self.state is not LeaseState.LOST or (self._decided is not None and not self._gone):
             self.confirmed = max(self.confirmed, sent)
             self.ttl_s = ttl_s
+            self._decide()
+
+    @property
+    def undecided(self) -> bool:
+        """Whether it was granted so late that its first renewal decides whether it is alive."""
+        return self._decided is not None
+
+    def _decide(self) -> None:
+        if self._decided is not None and not self._decided.done():
+            self._decided.set_result(None)
 
     def end(self, reason: str) -> None:
         """It is lost, for this reason."""
@@ -224,6 +247,7 @@ class Lease:
             return
         self._gone = self._gone or reason
         self.lost.set()
+        self._decide()
         watchers, self._watchers = self._watchers, []
         for callback in watchers:
             callback()

@@ -140,6 +140,25 @@ async def test_a_lease_lives_through_the_death_of_every_node(
     assert await client.get("leased") is None
 
 
+async def test_a_lease_whose_grant_took_longer_than_it_lasts_is_held_all_the_same(
+    client: AsyncClient, raftkv_fresh_cluster: LocalCluster
+) -> None:
+    """The time runs from when it was asked for, but nothing was held by it yet: its first renewal decides."""
+    cluster = raftkv_fresh_cluster
+    for name in cluster.names:
+        cluster.pause(name)
+    granting = [asyncio.create_task(client.lease(1.0).grant()) for _ in range(2)]
+    await asyncio.sleep(1.5)
+    for name in cluster.names:
+        cluster.resume(name)
+    for lease in await asyncio.gather(*granting):
+        lease.check()
+        await client.put(f"held/{lease.id}", "x", lease=lease.id)
+    await asyncio.sleep(1.5)
+    for task in granting:
+        task.result().check()
+
+
 async def test_an_abandoned_lease_runs_out_and_the_event_says_so(client: AsyncClient) -> None:
     async with client.watch("left") as watch:
         lease = await client.lease(2, keep_alive=False)
