@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from typing import Any
 
 import pytest
@@ -22,6 +23,9 @@ def system_tests_wanted() -> bool:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[LEFT_OUT] = []
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # A shell ignores it for what it runs in the background, and every process that tests start would inherit that.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if not system_tests_wanted():
         return
     missing = [name for name in SYSTEM_PROGRAMS if shutil.which(name) is None]
