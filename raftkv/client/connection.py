@@ -70,7 +70,6 @@ class Connection:
         "is_learner",
         "member_id",
         "open_streams",
-        "pipeline_busy",
         "suspect",
         "trouble",
     )
@@ -101,7 +100,6 @@ class Connection:
         self.answers = 0  # calls that were answered, ever
         self.is_learner = False  # no vote; refuses most requests
         self.open_streams: set[LastingCall] = set()
-        self.pipeline_busy = False  # the pipeline waits for an answer, counted once in `inflight`
         self.member_id = 0  # 0: not known yet
         self.trouble = ""  # why it could not connect, where that was asked
         self.health_watch: Final[UnaryCall] = self.channel.unary_stream(
@@ -184,6 +182,14 @@ class Connection:
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.UNAVAILABLE:
                 self.trouble = (error.details() or "").rpartition("last error: ")[2]
+
+    async def is_alive(self, timeout_s: float) -> bool:
+        """Whether the node gives a sign of life within `timeout_s`."""
+        try:
+            await self.health_check("", timeout=timeout_s)
+        except grpc.aio.AioRpcError as error:
+            return error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+        return True
 
     def answered(self, epoch: int) -> None:
         """Something sent in `epoch` was answered, with whatever result."""

@@ -161,7 +161,7 @@ class Lookout:
             suspected.clear()
             if not connection.suspect and connection.is_ready():
                 epoch = connection.breaker.epoch
-                if await self._is_alive(connection, PROGRESS_PROBE_TIMEOUT_S):
+                if await connection.is_alive(PROGRESS_PROBE_TIMEOUT_S):
                     pool.router.heard(connection)
                     continue
                 LOG.info("raftkv client: %s has fallen silent", connection.endpoint)
@@ -172,7 +172,7 @@ class Lookout:
             while connection.suspect:
                 if connection.is_ready():
                     epoch = connection.breaker.epoch
-                    if await self._is_alive(connection, PROBE_TIMEOUT_S):
+                    if await connection.is_alive(PROBE_TIMEOUT_S):
                         # Evidence as good as a new connection: whatever made it silent is over.
                         connection.suspect = False
                         connection.breaker.connection_ready()
@@ -180,15 +180,9 @@ class Lookout:
                         pool.router.forget_choices()
                         pool.wake_waiters()
                         break
+                    connection.abandon_streams()
                     connection.broke(epoch)
                 await asyncio.sleep(PROBE_PAUSE_S)
-
-    async def _is_alive(self, connection: Connection, timeout_s: float) -> bool:
-        try:
-            await connection.health_check("", timeout=timeout_s)
-        except grpc.aio.AioRpcError as error:
-            return error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
-        return True
 
     async def _watch_progress(self) -> None:
         """Notice a node that is asked and does not answer long before the deadlines of its callers do.

@@ -71,6 +71,8 @@ UNARY_BYTES: Final = 512 << 10  # larger requests go alone, or they would hold u
 SESSIONS_MAX: Final = 8  # each lets 64 mutations be under way
 OPEN_TIMEOUT_MS: Final = 5_000
 CLOSE_S: Final = 0.25
+SILENCE_S: Final = 0.1  # so long nothing was answered, though something is under way: does the node live?
+PROOF_S: Final = 0.2
 
 _Stream = grpc.aio.StreamStreamCall[session_pb2.SessionRequests, session_pb2.SessionResponses]
 _CODES: Final[dict[int, grpc.StatusCode]] = {code.value[0]: code for code in grpc.StatusCode}
@@ -95,6 +97,7 @@ class Pipeline:
         self._cancelled: list[int] = []
         self._next_id = 1
         self._wake = asyncio.Event()
+        self._sent = asyncio.Event()  # something is under way
         self._started = False
         self._ever_served = False
         self._stream: _Stream | None = None
@@ -167,7 +170,6 @@ class Pipeline:
             self._under_way.pop(call.id, None)
             call.sent = False
             self._wake.set()
-            self._count_under_way()
         self._complete(call)
         if not call.future.done():
             call.future.cancel()
@@ -216,7 +218,7 @@ class Pipeline:
 
     async def _pick(self) -> Connection:
         while True:
-            connection = self._pool.router.pick(Purpose.WRITE)
+            connection = self._pool.router.pick(Purpose.SESSION)
             if connection is not None:
                 return connection
             await self._pool.wait_ready(None)
@@ -232,6 +234,7 @@ class Pipeline:
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._send(call))
+                group.create_task(self._leave_if_silent(connection, epoch))
                 await self._receive(connection, call, epoch)
         except* grpc.aio.AioRpcError as errors:
             error = next((e for e in errors.exceptions if isinstance(e, grpc.aio.AioRpcError)), None)
@@ -273,17 +276,25 @@ class Pipeline:
             self._pool.retries += 1
             self._queue.appendleft(call)
         self._under_way.clear()
-        self._count_under_way()
 
-    def _count_under_way(self) -> None:
-        """Tell the pool whether this node is asked, so that it notices one which does not answer."""
-        for connection in self._pool.connections:
-            busy = connection is self._connection and self._stream is not None and bool(self._under_way)
-            if busy is not connection.pipeline_busy:
-                connection.pipeline_busy = busy
-                connection.inflight += 1 if busy else -1
-                if busy and self._pool.lookout.resting:
-                    self._pool.lookout.wake()
+    async def _leave_if_silent(self, connection: Connection, epoch: int) -> None:
+        """End the stream at a node that neither answers nor gives a sign of life: it may be frozen.
+
+        Within a session repeating is harmless, so this need not be certain: by the time that the others have elected a
+        leader (some 400 ms), what was under way should wait at one of them. Whoever is only busy proves its life.
+        """
+        while True:
+            if not self._is_asked():
+                self._sent.clear()
+                await self._sent.wait()
+            answers = connection.answers
+            await asyncio.sleep(SILENCE_S)
+            if self._is_asked() and connection.answers == answers and not await connection.is_alive(PROOF_S):
+                self._pool.unanswered(connection, epoch, silent=True)
+                raise EOFError
+
+    def _is_asked(self) -> bool:
+        return bool(self._under_way or self._opening)
 
     async def _send(self, call: _Stream) -> None:
         while True:
@@ -296,12 +307,12 @@ class Pipeline:
                 self._wake.clear()
                 await self._wake.wait()
                 continue
-            self._count_under_way()
+            self._sent.set()
             await call.write(message)
 
     def _is_misplaced(self) -> bool:
         assert self._connection is not None
-        return self._pool.router.misplaced(Purpose.WRITE, self._connection)
+        return self._pool.router.misplaced(Purpose.SESSION, self._connection)
 
     def _next_message(self) -> session_pb2.SessionRequests | None:
         """What can be sent now; None while that is nothing."""
@@ -382,7 +393,6 @@ class Pipeline:
                 self._answered = None
                 with contextlib.suppress(DecodeError):  # its caller hears of that
                     self._pool.observe(connection, method.parse(payload).header)
-            self._count_under_way()
             self._wake.set()  # there is room again
 
     def _take(self, connection: Connection, response: session_pb2.SessionResponse) -> None:

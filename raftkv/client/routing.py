@@ -1,9 +1,10 @@
 """Which endpoint a request goes to.
 
-Linearizable reads go to the leader when it is known: no forwarding hop, and a read can be repeated freely. Writes go to
-a healthy member that is *not* the leader: it outlives the leader's death, learns from its own log whether the command
-was committed, and answers; so killing the leader makes callers wait a little instead of leaving them with an unknown
-outcome (ADR 0010). Each choice is sticky; it is made anew when its reason is gone.
+What can be repeated freely, linearizable reads and the writes of a session, goes to the leader when it is known: no
+forwarding hop (ADR 0014). Other writes go to a healthy member that is *not* the leader: it outlives the leader's death,
+learns from its own log whether the command was committed, and answers; so killing the leader makes callers wait a
+little instead of leaving them with an unknown outcome (ADR 0010). Each choice is sticky; it is made anew when its
+reason is gone.
 
 Leader knowledge is (term, leader). A term has at most one leader, so knowledge of a newer term replaces older, and
 within a term "unknown" never replaces a known leader: a node that lost sight of its leader proves nothing.
@@ -31,7 +32,8 @@ class Purpose(enum.Enum):
     """What a request needs of the node that gets it."""
 
     READ = enum.auto()  # linearizable
-    WRITE = enum.auto()
+    WRITE = enum.auto()  # which must not be repeated
+    SESSION = enum.auto()  # writes which may be
     STALE_READ = enum.auto()  # serializable: any node answers by itself
     LEADER = enum.auto()  # only the leader can do it
 
@@ -59,6 +61,7 @@ class Router:
         self._leader_preferred: Final[dict[Purpose, bool | None]] = {
             Purpose.READ: {"auto": True, "leader": True, "any": None}[routing],
             Purpose.WRITE: {"auto": False, "leader": True, "any": None}[routing],
+            Purpose.SESSION: {"auto": True, "leader": True, "any": None}[routing],
             Purpose.STALE_READ: {"auto": False, "leader": True, "any": None}[routing],
             Purpose.LEADER: True,
         }
@@ -125,7 +128,7 @@ class Router:
         if preferred is None or leader is None or (connection is leader) is preferred:
             return False
         if preferred:
-            return _is_well(leader)
+            return self._is_proven(leader)
         return any(c is not leader and self._is_proven(c) for c in self._connections)
 
     def better_than(self, connection: Connection) -> bool:
