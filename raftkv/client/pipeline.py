@@ -20,7 +20,7 @@ import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError
 
-from raftkv._pb import session_pb2, state_pb2
+from raftkv._pb import session_pb2
 from raftkv.client.cancelling import being_cancelled
 from raftkv.client.connection import Connection
 from raftkv.client.errors import Closed, DeadlineExceeded, OutcomeUnknown, RaftkvError
@@ -50,7 +50,7 @@ from raftkv.client.methods import (
 from raftkv.client.options import Timeout
 from raftkv.client.retry import Retry, backoff_s
 from raftkv.client.routing import Purpose
-from raftkv.client.session import TTL_MS, ServerSession
+from raftkv.client.session import Sessions
 from raftkv.client.waiting import Call, Waiting
 
 if TYPE_CHECKING:
@@ -68,8 +68,6 @@ CALLS_MAX: Final = 10_000  # queued and under way; further callers wait for thei
 BATCH_CALLS_MAX: Final = 256
 BATCH_BYTES_MAX: Final = 512 << 10
 UNARY_BYTES: Final = 512 << 10  # larger requests go alone, or they would hold up the small ones
-SESSIONS_MAX: Final = 8  # each lets 64 mutations be under way
-OPEN_TIMEOUT_MS: Final = 5_000
 CLOSE_S: Final = 0.25
 SILENCE_S: Final = 0.1  # so long nothing was answered, though something is under way: does the node live?
 PROOF_S: Final = 0.2
@@ -92,8 +90,7 @@ class Pipeline:
         self._waiting = Waiting(self._loop, CALLS_MAX, self._time_is_up)
         self._queue: deque[Call] = deque()  # not yet numbered, or to be sent again
         self._under_way: dict[int, Call] = {}  # sent over the stream that is open now, by id
-        self._sessions: list[ServerSession] = []
-        self._opening: set[int] = set()  # ids of the requests that open a session
+        self._sessions = Sessions()
         self._cancelled: list[int] = []
         self._next_id = 1
         self._wake = asyncio.Event()
@@ -244,7 +241,7 @@ class Pipeline:
             self._stream = None
             connection.close_stream(call)
             connection.breaker.released(epoch)
-            self._opening.clear()
+            self._sessions.opening.clear()
             self._cancelled.clear()
             self._take_back()
         if being_cancelled():
@@ -294,11 +291,11 @@ class Pipeline:
                 raise EOFError
 
     def _is_asked(self) -> bool:
-        return bool(self._under_way or self._opening)
+        return bool(self._under_way or self._sessions.opening)
 
     async def _send(self, call: _Stream) -> None:
         while True:
-            moving = self._queue and not self._opening and self._is_misplaced()
+            moving = self._queue and not self._sessions.opening and self._is_misplaced()
             if moving and not self._under_way:
                 await call.done_writing()  # the node ends the stream, and what waits goes elsewhere
                 return
@@ -327,14 +324,15 @@ class Pipeline:
                 continue
             session = call.session
             if session is None:
-                session = self._session_with_room()
+                session = self._sessions.with_room()
                 if session is None:
-                    self._open_session(message)
+                    opening = self._sessions.request(self._take_id())
+                    if opening is not None:
+                        requests.append(opening)
                     break
                 call.session, call.seq = session, session.take()
             queue.popleft()
-            call.id = self._next_id
-            self._next_id += 1
+            call.id = self._take_id()
             call.sent = True
             call.attempts += 1
             self._under_way[call.id] = call
@@ -352,23 +350,10 @@ class Pipeline:
             size += len(payload)
         return message if requests or message.cancelled else None
 
-    def _session_with_room(self) -> ServerSession | None:
-        for session in self._sessions:
-            if session.has_room():
-                return session
-        return None
-
-    def _open_session(self, message: session_pb2.SessionRequests) -> None:
-        if self._opening or len(self._sessions) >= SESSIONS_MAX:
-            return
-        id, self._next_id = self._next_id, self._next_id + 1
-        self._opening.add(id)
-        message.requests.add(
-            id=id,
-            method=session_pb2.SESSION_METHOD_OPEN,
-            payload=state_pb2.SessionOpen(ttl_ms=TTL_MS).SerializeToString(),
-            timeout_ms=OPEN_TIMEOUT_MS,
-        )
+    def _take_id(self) -> int:
+        id = self._next_id
+        self._next_id = id + 1
+        return id
 
     # --- answers ----------------------------------------------------------------------------------------------------
 
@@ -396,7 +381,7 @@ class Pipeline:
             self._wake.set()  # there is room again
 
     def _take(self, connection: Connection, response: session_pb2.SessionResponse) -> None:
-        if response.id in self._opening:
+        if response.id in self._sessions.opening:
             self._opened(connection, response)
             return
         call = self._under_way.pop(response.id, None)
@@ -414,20 +399,18 @@ class Pipeline:
 
     def _opened(self, connection: Connection, response: session_pb2.SessionResponse) -> None:
         if not response.HasField("error"):
-            self._opening.discard(response.id)
-            session = state_pb2.SessionOpened.FromString(response.payload).session
-            self._sessions.append(ServerSession(session))
+            self._sessions.opened(response.id, response.payload)
             return
         fault = _fault(response.error)
         for call in self._queue:
             call.fault = fault
-        # The request keeps its place in `_opening` while it waits, so that nobody opens another one meanwhile.
+        # The request keeps its place in `opening` while it waits, so that nobody opens another one meanwhile.
         self._note(connection, fault)
         pause_s = max(backoff_s(Retry(), 1, self._pool.random.random()), fault.retry_after_s)
         self._loop.call_later(pause_s, self._open_again, response.id)
 
     def _open_again(self, id: int) -> None:
-        self._opening.discard(id)
+        self._sessions.opening.discard(id)
         self._wake.set()
 
     def _refused(self, connection: Connection, call: Call, fault: Fault) -> None:
@@ -468,9 +451,7 @@ class Pipeline:
     def _session_is_gone(self, connection: Connection, call: Call, fault: Fault) -> None:
         """Nothing was done under it now; but perhaps before it expired."""
         assert call.session is not None
-        call.session.expired = True
-        if call.session in self._sessions:
-            self._sessions.remove(call.session)
+        self._sessions.expired(call.session)
         if call.perhaps_done or call.attempts > 1:
             self._fail(call, outcome_unknown(fault, endpoint=connection.endpoint, attempts=call.attempts))
             return
@@ -491,12 +472,9 @@ class Pipeline:
 
     async def close(self) -> None:
         """Tell the cluster to forget our sessions, if that can be done at once; else they expire."""
-        stream, sessions = self._stream, [s for s in self._sessions if not s.under_way]
-        if stream is None or not sessions:
+        stream, request = self._stream, self._sessions.last_request(self._take_id())
+        if stream is None or request is None:
             return
-        payload = state_pb2.SessionExpire(sessions=[session.id for session in sessions]).SerializeToString()
-        request = session_pb2.SessionRequest(id=self._next_id, method=session_pb2.SESSION_METHOD_CLOSE, payload=payload)
-        self._next_id += 1
         try:
             async with asyncio.timeout(CLOSE_S):
                 await stream.write(session_pb2.SessionRequests(requests=[request]))

@@ -9,11 +9,16 @@ more, the cluster keeps for a session.    See: Ongaro 6.3; reliability 5.5.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Final
+
+from raftkv._pb import session_pb2, state_pb2
 
 WINDOW: Final = 64
 TTL_MS: Final = 10 * 60 * 1000
 """A client that was idle for longer begins a new session with its next mutation."""
+SESSIONS_MAX: Final = 8  # each lets WINDOW mutations be under way
+OPEN_TIMEOUT_MS: Final = 5_000
 
 
 class ServerSession:
@@ -52,3 +57,50 @@ class ServerSession:
     def complete(self, seq: int) -> None:
         """Its answer is here, or nobody waits for it any more."""
         self._incomplete.pop(seq, None)
+
+
+class Sessions:
+    """Those of one client: one more is opened whenever all others are full."""
+
+    def __init__(self) -> None:
+        self._open: list[ServerSession] = []
+        self.opening: set[int] = set()  # ids of the requests that open one
+
+    def __iter__(self) -> Iterator[ServerSession]:
+        return iter(self._open)
+
+    def with_room(self) -> ServerSession | None:
+        """The first in which another mutation can be numbered."""
+        for session in self._open:
+            if session.has_room():
+                return session
+        return None
+
+    def request(self, id: int) -> session_pb2.SessionRequest | None:
+        """The request `id`, which opens one more; None while one is being opened, or there are enough."""
+        if self.opening or len(self._open) >= SESSIONS_MAX:
+            return None
+        self.opening.add(id)
+        payload = state_pb2.SessionOpen(ttl_ms=TTL_MS).SerializeToString()
+        return session_pb2.SessionRequest(
+            id=id, method=session_pb2.SESSION_METHOD_OPEN, payload=payload, timeout_ms=OPEN_TIMEOUT_MS
+        )
+
+    def opened(self, id: int, payload: bytes) -> None:
+        """The request `id` was answered."""
+        self.opening.discard(id)
+        self._open.append(ServerSession(state_pb2.SessionOpened.FromString(payload).session))
+
+    def expired(self, session: ServerSession) -> None:
+        """The cluster does not know it any more."""
+        session.expired = True
+        if session in self._open:
+            self._open.remove(session)
+
+    def last_request(self, id: int) -> session_pb2.SessionRequest | None:
+        """The request `id`, which ends those with nothing under way; None when there is none."""
+        ids = [session.id for session in self._open if not session.under_way]
+        if not ids:
+            return None
+        payload = state_pb2.SessionExpire(sessions=ids).SerializeToString()
+        return session_pb2.SessionRequest(id=id, method=session_pb2.SESSION_METHOD_CLOSE, payload=payload)

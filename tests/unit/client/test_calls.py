@@ -396,9 +396,12 @@ async def test_repeated_breaks_open_the_breaker_and_a_new_connection_closes_it(c
     cluster.nodes[0].script = tools.holding(held, "Put")
     writes = [asyncio.create_task(client.put("k", "v")) for _ in range(4)]
     await tools.until(lambda: cluster.nodes[0].count("Put") == 4)
+    changes = []
+    client._context.pool.on_change(changes.append)
     proxy.cut()
     assert all(isinstance(e, OutcomeUnknown) for e in await asyncio.gather(*writes, return_exceptions=True))
     assert client.stats().breakers_opened == 1
+    await tools.until(lambda: changes)  # calls may fail a moment before their connection is known to be gone
     held.set()
     started = time.monotonic()
     await client.put("k", "v")

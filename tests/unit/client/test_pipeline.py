@@ -104,8 +104,10 @@ class SessionNode(FakeNode):
         return session_pb2.SessionResponse(id=request.id, payload=kept[request.seq])
 
 
-def refusal(reason: str, code: int, executed: str = "no") -> session_pb2.SessionError:
-    return session_pb2.SessionError(code=code, message=reason, reason=reason, executed=executed)
+def refusal(reason: str, code: int, executed: str = "no", retry_after_ms: int = 0) -> session_pb2.SessionError:
+    return session_pb2.SessionError(
+        code=code, message=reason, reason=reason, executed=executed, retry_after_ms=retry_after_ms
+    )
 
 
 @pytest.fixture
