@@ -24,7 +24,8 @@ from raftkv.state.results import Refusal, Result
 RETRY_TICKS = 50
 GATHER_TICKS = 2
 """How long keepalives that follow a round gather for the next: a round costs messages to and from everybody, and many
-clients on many nodes would have hundreds a second. Who comes after a quiet time does not wait, nor who only looks."""
+clients on many nodes would have hundreds a second. Who comes after a quiet time does not wait, nor who only looks, nor
+who is alone: when a round renewed one lease, waiting for more of them would only slow down whoever asks one by one."""
 
 
 class Port(Protocol):
@@ -80,6 +81,7 @@ class Leasing:
         self._ticks = 0
         self._gathered: list[tuple[NodeId, LeaseAsk]] = []  # of nodes who believe that we lead; no round begun for them
         self._confirmed_tick = -GATHER_TICKS
+        self._alone = False  # the last round renewed one lease, and has ended
 
     # From callers of this node.
 
@@ -163,15 +165,18 @@ class Leasing:
     def _confirm(self) -> None:
         """Begin a round for what has gathered, if it is time."""
         asks = self._gathered
-        is_time = self._ticks - self._confirmed_tick >= GATHER_TICKS
+        is_time = self._alone or self._ticks - self._confirmed_tick >= GATHER_TICKS
         if not asks or not (is_time or any(ask.look for _, ask in asks)):
             return
         self._gathered = []
         self._confirmed_tick = self._ticks
+        self._alone = False
 
         def answer() -> None:
+            self._alone = sum(len(ask.renew) for _, ask in asks) == 1
             for sender, ask in asks:
                 self._answer(sender, ask)
+            self._confirm()
 
         self._port.confirm(answer)
 

@@ -134,7 +134,7 @@ def test_keepalives_that_follow_a_round_gather_for_the_next_and_looks_do_not_wai
     node.lead()
     for lease in range(1, 20):
         node.grant(lease)
-    node.leasing.on_ask(2, LeaseAsk(1, 1, (1,), ()))
+    node.leasing.on_ask(2, LeaseAsk(1, 1, (1, 2), ()))
     assert len(node.rounds) == 1, "the first does not wait"
     node.confirm_all()
     for sender in range(2, 12):
@@ -147,7 +147,7 @@ def test_keepalives_that_follow_a_round_gather_for_the_next_and_looks_do_not_wai
     assert len(node.rounds) == 1
     node.confirm_all()
     assert sorted(receiver for receiver, _ in node.sent) == list(range(2, 12))
-    node.leasing.on_ask(2, LeaseAsk(1, 40, (1,), ()))
+    node.leasing.on_ask(2, LeaseAsk(1, 40, (1, 2), ()))
     assert node.rounds == []
     node.leasing.on_ask(3, LeaseAsk(1, 41, (), (2,)))
     assert len(node.rounds) == 1
@@ -160,6 +160,27 @@ def test_keepalives_that_follow_a_round_gather_for_the_next_and_looks_do_not_wai
     for _ in range(GATHER_TICKS):
         node.leasing.tick()
     assert node.rounds == [], "who is deposed answers nobody"
+
+
+def test_whoever_is_alone_waits_for_nobody() -> None:
+    """A client that renews one lease after another was held up by gathering, 20 ms for each."""
+    node = Node()
+    node.lead()
+    for lease in range(1, 9):
+        node.grant(lease)
+    for lease in range(1, 6):
+        node.leasing.on_ask(2, LeaseAsk(1, lease, (lease,), ()))
+        assert len(node.rounds) == 1
+        node.confirm_all()
+    node.leasing.on_ask(2, LeaseAsk(1, 10, (1,), ()))
+    for lease in range(2, 9):  # while that round is under way
+        node.leasing.on_ask(2, LeaseAsk(1, 10 + lease, (lease,), ()))
+    assert len(node.rounds) == 1
+    node.confirm_all()
+    assert len(node.rounds) == 1, "for all of them"
+    node.confirm_all()
+    node.leasing.on_ask(3, LeaseAsk(1, 31, (1,), ()))
+    assert node.rounds == [], "several came, so there may be more"
 
 
 def test_what_comes_while_one_message_is_under_way_shares_the_next() -> None:
