@@ -1,9 +1,10 @@
 """Watchers: how fast 1,000 of them hear of a change, and what 1,000 that never read cost.
 
-Delivery: all watch one key, spread over the nodes, several to a stream and some processes of readers; each put carries
-the moment it was sent, and every watcher takes the time until it has it. Unread: each has a stream of its own, which
-nobody reads after its first answer, while so many megabytes of events pass: how much the nodes' memory grows, and how
-long puts take compared with before. The watchers are plain gRPC, the same for raftkv and etcd.
+Delivery: all watch one key, in some processes; each put carries the moment it was sent, and every watcher takes the
+time until it has it. Twice: as watches of their own on the wire, plain gRPC, spread over the nodes and several to a
+stream; and as watches of the SDK, which those of one client share as long as they read. Unread: each has a stream of
+its own, plain gRPC, which nobody reads after its first answer, while so many megabytes of events pass: how much the
+nodes' memory grows, and how long puts take compared with before. All is the same for raftkv and etcd.
 """
 
 from __future__ import annotations
@@ -31,8 +32,10 @@ DELIVERY_P99_MS = 50.0
 EXTRA_MB = 64.0
 PUT_RATIO = 1.5
 READ_S = 15.0
+SETTLE_S = 1.0  # for what has begun and not ended when all watch
+GROWING_WINDOWS = [("grpc.use_local_subchannel_pool", 1)]
 SMALL_WINDOWS = [
-    ("grpc.use_local_subchannel_pool", 1),
+    *GROWING_WINDOWS,
     ("grpc.http2.bdp_probe", 0),
     ("grpc.http2.lookahead_bytes", 65536),
 ]
@@ -91,15 +94,40 @@ async def read(endpoints: list[str], watchers: int, per_stream: int, events: int
         print(json.dumps({"times": times_ms, "cpu": time.process_time() - cpu}), flush=True)
 
 
-async def delivery(cluster: AsyncLocalCluster, options: argparse.Namespace) -> dict[str, Any]:
-    """Part one."""
+async def read_by_sdk(endpoints: list[str], watchers: int, clients: int, events: int) -> None:
+    """As `read`, with the SDK's watches, of so many clients."""
+    times_ms: list[float] = []
+    ready = asyncio.Semaphore(0)
+
+    async def watch(client: AsyncClient) -> None:
+        async with client.watch(KEY, timeout=60) as changes:
+            ready.release()
+            for _ in range(events):
+                event = await anext(changes)
+                times_ms.append((time.monotonic() - float(event.value)) * 1000)
+
+    async with contextlib.AsyncExitStack() as stack:
+        found = [await stack.enter_async_context(AsyncClient(endpoints)) for _ in range(clients)]
+        async with asyncio.TaskGroup() as tasks:
+            for number in range(watchers):
+                tasks.create_task(watch(found[number % clients]))
+            for _ in range(watchers):
+                await ready.acquire()
+            await asyncio.sleep(SETTLE_S)
+            print("ready", flush=True)
+            cpu = time.process_time()
+        print(json.dumps({"times": times_ms, "cpu": time.process_time() - cpu}), flush=True)
+
+
+async def delivery(cluster: AsyncLocalCluster, options: argparse.Namespace, clients: int) -> dict[str, Any]:
+    """Part one; without clients, by plain gRPC."""
     endpoints = ",".join(map(cluster.endpoint, cluster.names))
     pids = [row.pid for row in await cluster.status() if row.pid]
     share = options.watchers // options.processes
     readers = [
         await asyncio.create_subprocess_exec(
             *(sys.executable, __file__, "--read", str(share), "--per-stream", str(options.per_stream)),
-            *("--events", str(options.events), "--endpoints", endpoints),
+            *("--events", str(options.events), "--endpoints", endpoints, "--clients", str(clients)),
             stdout=asyncio.subprocess.PIPE,
             limit=1 << 30,
         )
@@ -175,7 +203,10 @@ async def unread(cluster: AsyncLocalCluster, options: argparse.Namespace, report
         for number in range(options.watchers):
             if number % 50 == 0:  # some connections to each node, so that no window but the stream's is in the way
                 channel = await stack.enter_async_context(
-                    grpc.aio.insecure_channel(endpoints[(number // 50) % len(endpoints)], options=SMALL_WINDOWS)
+                    grpc.aio.insecure_channel(
+                        endpoints[(number // 50) % len(endpoints)],
+                        options=GROWING_WINDOWS if options.growing_windows else SMALL_WINDOWS,
+                    )
                 )
             call = open_watch(channel)
             request = create(1, b"unread/")
@@ -211,41 +242,50 @@ async def main() -> int:
     parser = arguments(__doc__.partition("\n")[0])
     parser.add_argument("--watchers", type=int, default=1000, help="how many watch")
     parser.add_argument("--processes", type=int, default=2, help="processes that read")
-    parser.add_argument("--per-stream", type=int, default=20, help="watches of a stream that is read")
+    parser.add_argument("--per-stream", type=int, default=20, help="watches of a stream that is read by plain gRPC")
+    parser.add_argument("--clients", type=int, default=1, help="clients of the SDK in each process that reads")
     parser.add_argument("--events", type=int, default=40, help="changes whose delivery is measured")
     parser.add_argument("--pause-ms", type=float, default=250.0, help="between two of them")
     parser.add_argument("--megabytes", type=float, default=1000.0, help="of events that nobody reads; 0 leaves it out")
+    parser.add_argument("--growing-windows", action="store_true", help="of those who never read: as gRPC has them")
     parser.add_argument("--value-bytes", type=int, default=16_384, help="length of a value that nobody reads")
     parser.add_argument("--callers", type=int, default=4, help="who put at the same time")
     parser.add_argument("--read", type=int, help=argparse.SUPPRESS)  # these are for the processes that read
     parser.add_argument("--endpoints", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.read:
-        await read(options.endpoints.split(","), options.read, options.per_stream, options.events)
+        endpoints = options.endpoints.split(",")
+        if options.clients:
+            await read_by_sdk(endpoints, options.read, options.clients, options.events)
+        else:
+            await read(endpoints, options.read, options.per_stream, options.events)
         return 0
     report = Report("watch", options)
     found: dict[str, dict[str, Any]] = {}
     for kind in kinds(options):
         async with cluster_of(kind, options) as cluster:
-            found[kind] = {"delivery": await delivery(cluster, options)}
-            report.line(f"{kind} delivery: {found[kind]['delivery']}")
+            found[kind] = {}
+            for name, clients in (("delivery", 0), ("delivery_sdk", options.clients)):
+                found[kind][name] = await delivery(cluster, options, clients)
+                report.line(f"{kind} {name}: {found[kind][name]}")
             if options.megabytes:
                 found[kind]["unread"] = await unread(cluster, options, report)
                 report.line(f"{kind} unread: {found[kind]['unread']}")
         report.add(kind, found[kind])
     ours = found["raftkv"]
-    p99 = ours["delivery"]["ms"]["p99"]
-    report.goal(
-        f"p99 of the delivery to {options.watchers} at most {DELIVERY_P99_MS:g} ms: {p99}", p99 <= DELIVERY_P99_MS
-    )
+    on_wire, by_sdk = (ours[name]["ms"]["p99"] for name in ("delivery", "delivery_sdk"))
+    clients = f"{options.watchers} watchers of {options.clients * options.processes} clients of the SDK"
+    for who, p99 in ((f"{options.watchers} watches on the wire", on_wire), (clients, by_sdk)):
+        report.goal(f"p99 of the delivery to {who} at most {DELIVERY_P99_MS:g} ms: {p99}", p99 <= DELIVERY_P99_MS)
     if "unread" in ours:
         extra, ratio = ours["unread"]["extra_mb"], ours["unread"]["put_p99_ratio"]
         report.goal(f"at most {EXTRA_MB:g} MB more on any node: {extra}", extra <= EXTRA_MB)
         report.goal(f"p99 of puts at most {PUT_RATIO:g} times what it was: {ratio}", ratio <= PUT_RATIO)
     if "etcd" in found:
-        theirs = found["etcd"]["delivery"]["ms"]["p99"]
-        report.add("delivery_p99_ratio", round(p99 / theirs, 2))
-        report.line(f"p99 of the delivery, raftkv to etcd: {p99 / theirs:.2f}")
+        for name, p99 in (("delivery", on_wire), ("delivery_sdk", by_sdk)):
+            ratio = p99 / found["etcd"][name]["ms"]["p99"]
+            report.add(f"{name}_p99_ratio", round(ratio, 2))
+            report.line(f"p99 of the {name}, raftkv to etcd: {ratio:.2f}")
     return report.finish()
 
 

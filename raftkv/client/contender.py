@@ -27,6 +27,7 @@ from raftkv.client.cancelling import being_cancelled
 from raftkv.client.connection import Connection
 from raftkv.client.errors import Compacted, LeaseNotFound, LockLost, LockTimeout, OutcomeUnknown, RaftkvError
 from raftkv.client.faults import Fault, FaultKind, understand
+from raftkv.client.feed import Feed
 from raftkv.client.keys import Namespace, Text, prefix_end, to_bytes
 from raftkv.client.lease import Lease, LeaseState
 from raftkv.client.methods import LOCK, RANGE, TXN
@@ -34,7 +35,7 @@ from raftkv.client.options import DEFAULT, TimeoutArg
 from raftkv.client.retry import Retry, backoff_s
 from raftkv.client.routing import Purpose
 from raftkv.client.txn import Guard
-from raftkv.client.watch import Feed, Watch
+from raftkv.client.watch import Watch
 
 if TYPE_CHECKING:
     from raftkv.client.kv import Context

@@ -1,45 +1,37 @@
 """Watches that go on by themselves: through leader changes, dead or frozen nodes and broken connections.
 
-    feed (one task, one stream) --bounded queue of batches--> Watch --one by one--> the caller
+    feed (one task, one stream) --inbox, a bounded queue of batches--> Watch --one by one--> the caller
 
 A watch knows the revision up to which it has everything, and after any break asks another node for what comes next, so
 that no event is lost, doubled or reordered. Where history has been compacted in between it ends with Compacted. A
-caller that does not read stops the stream by flow control; nothing piles up.
+caller that does not read stops the stream, or leaves one that it shares with equal watches (`feed.py`); nothing piles
+up.
 """
 
 from __future__ import annotations
 
 import asyncio
 import weakref
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Collection
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, Literal, NoReturn, Self, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, Self, TypeAlias
 
-import grpc
-import grpc.aio
-
-from raftkv._pb import common_pb2, watch_pb2
-from raftkv.client.cancelling import being_cancelled
-from raftkv.client.connection import Connection
+from raftkv._pb import watch_pb2
 from raftkv.client.errors import Closed, Compacted, DeadlineExceeded, InvalidRequest, RaftkvError
-from raftkv.client.faults import error_of, understand
-from raftkv.client.keys import Namespace, Text
-from raftkv.client.methods import WATCH
+from raftkv.client.feed import CLOSED, Feed, Inbox, kind_of
+from raftkv.client.keys import Text
 from raftkv.client.options import DEFAULT, TimeoutArg, timeout_from
-from raftkv.client.results import Event, KeyValue, WatchBatch
-from raftkv.client.retry import Retry, backoff_s
+from raftkv.client.results import Event, WatchBatch
 
 if TYPE_CHECKING:
     from raftkv.client.kv import Context
     from raftkv.client.pool import Pool
 
+__all__ = ["FILTERS", "WATCH_ID", "Feed", "Filter", "Watch", "WatchCalls"]
+
 Filter: TypeAlias = Literal["noput", "nodelete"]
 FILTERS: Final = {"noput": watch_pb2.WatchCreateRequest.NOPUT, "nodelete": watch_pb2.WatchCreateRequest.NODELETE}
-QUEUE_BATCHES: Final = 16
 WATCH_ID: Final = 1
-BACKOFF: Final = Retry()
-
-_Stream = grpc.aio.StreamStreamCall[watch_pb2.WatchRequest, watch_pb2.WatchResponse]
 
 
 class WatchCalls:
@@ -61,7 +53,8 @@ class WatchCalls:
     ) -> Watch:
         """Watch keys as they change: `async with client.watch("config/", prefix=True) as w: async for event in w: ...`.
 
-        Inside the `async with` everything that is written from then on is seen.
+        Inside the `async with` everything that is written from then on is seen. Watches of a client on the same keys
+        share one on the wire, as long as their callers read what comes.
 
         Args:
             key, end, prefix: as in `range`.
@@ -96,138 +89,9 @@ class WatchCalls:
         except ValueError as error:
             raise InvalidRequest(f"the request cannot be encoded: {error}", code="INVALID_ARGUMENT") from None
         limit_s = timeout_from(timeout, context.timeout).total
-        return Watch(context.pool, Feed(context.pool, context.namespace, request), limit_s, progress)
-
-
-class Feed:
-    """The task behind a watch. It must not know its Watch, so that one which was forgotten can be collected."""
-
-    def __init__(self, pool: Pool, namespace: Namespace, request: watch_pb2.WatchCreateRequest) -> None:
-        self._pool = pool
-        self._namespace = namespace
-        self._request = request
-        self._parts: list[common_pb2.Event] = []  # of a response whose other fragments are still to come
-        self._waits = 0
-        self.next_revision = request.start_revision  # everything below was delivered; 0: not begun yet
-        self.created = asyncio.Event()
-        self.endpoint = ""  # of the node that serves it now
-        self.queue: asyncio.Queue[WatchBatch | RaftkvError] = asyncio.Queue(QUEUE_BATCHES)
-        self.failure: RaftkvError | None = None  # why it ended
-
-    async def run(self) -> None:
-        """Feed the queue until the watch can go on no more."""
-        try:
-            while self.failure is None:
-                try:
-                    connection = await self._pool.pick_for_stream()
-                    await self._watch_at(connection)
-                except RaftkvError as error:
-                    self.failure = error
-                if self.failure is None:
-                    pause_s = backoff_s(BACKOFF, self._waits, self._pool.random.random())
-                    self._waits += 1
-                    await asyncio.sleep(pause_s if self._waits > 1 else 0)
-        except asyncio.CancelledError:
-            if self.failure is None:
-                self.failure = Closed("the watch was closed")
-            raise
-        finally:
-            self.created.set()
-            if not self.queue.full():  # else the reader finds the failure behind what is queued
-                failure = self.failure
-                self.queue.put_nowait(Closed("the watch was closed") if failure is None else failure)
-
-    async def _watch_at(self, connection: Connection) -> None:
-        """Watch over a stream to this node until it ends."""
-        epoch = connection.breaker.epoch
-        call: _Stream = connection.open_stream(WATCH, (("hasleader", "true"),))
-        self._parts.clear()
-        self._request.start_revision = self.next_revision
-        try:
-            await self._ask(call)
-            while self.failure is None:
-                response = await call.read()
-                if not isinstance(response, watch_pb2.WatchResponse):
-                    return
-                connection.answered(epoch)
-                self._pool.observe(connection, response.header)
-                if not await self._take(response, connection.endpoint):
-                    return
-        except grpc.aio.AioRpcError as error:
-            fault = understand(error.code(), error.details() or "", error.trailing_metadata())
-            if fault.kind.blames_endpoint:
-                self._pool.unanswered(connection, epoch, silent=False)
-            elif fault.kind.is_final:
-                self.failure = error_of(fault, endpoint=connection.endpoint, attempts=1)
-        except asyncio.InvalidStateError:
-            return  # ended before the first write
-        except asyncio.CancelledError:
-            if not call.cancelled() or being_cancelled():
-                raise
-            # Abandoned by the pool: the node fell silent or stopped serving.
-        finally:
-            self.endpoint = ""
-            connection.close_stream(call)
-            connection.breaker.released(epoch)
-
-    async def _ask(self, call: _Stream) -> None:
-        """Send the request, which nobody reads beside yet."""
-        writing = asyncio.ensure_future(call.write(watch_pb2.WatchRequest(create_request=self._request)))
-
-        def ended(_: object) -> None:
-            writing.cancel()
-
-        # In grpc.aio a write waits for ever when its call ends before the call's metadata was sent.
-        call.add_done_callback(ended)
-        try:
-            await writing
-        except asyncio.CancelledError:
-            if being_cancelled() or call.cancelled():
-                raise
-            await call.read()  # raises what the call ended with
-
-    async def _take(self, response: watch_pb2.WatchResponse, endpoint: str) -> bool:
-        """One response. False where this stream is of no more use."""
-        if response.canceled:
-            if response.compact_revision:
-                text = f"history before revision {response.compact_revision} is gone"
-                compacted = Compacted(text, code="COMPACTED")
-                compacted.compact_revision = response.compact_revision
-                self.failure = compacted
-            elif response.created:
-                kind = Compacted if "compacted" in response.cancel_reason else InvalidRequest
-                self.failure = kind(response.cancel_reason or "the server refused it", code="WATCH_REFUSED")
-            return False
-        if response.created:
-            self._waits = 0
-            self.endpoint = endpoint
-            if not self.next_revision:
-                self.next_revision = response.header.revision + 1
-            self.created.set()
-            return True
-        if response.events:
-            self._parts.extend(response.events)
-            if response.fragment:
-                return True
-            parts, self._parts = self._parts, []
-            # A node may say again what the one before it said; never twice to the caller.
-            new = [event for event in parts if event.kv.mod_revision >= self.next_revision]
-            if new:
-                self.next_revision = new[-1].kv.mod_revision + 1
-                await self.queue.put(self.batch(new, self.next_revision - 1, response.header))
-        elif response.header.revision >= self.next_revision:
-            self.next_revision = response.header.revision + 1
-            await self.queue.put(self.batch([], response.header.revision, response.header))
-        return True
-
-    def batch(self, events: Sequence[common_pb2.Event], revision: int, header: common_pb2.ResponseHeader) -> WatchBatch:
-        """What goes into the queue; for those who override it, `header` is that of the answer it came with."""
-        return WatchBatch(tuple(self._event(event) for event in events), revision)
-
-    def _event(self, event: common_pb2.Event) -> Event:
-        previous: KeyValue | None = self._namespace.item(event.prev_kv) if event.HasField("prev_kv") else None
-        kind: Literal["put", "delete"] = "put" if event.type == common_pb2.Event.PUT else "delete"
-        return Event(kind, self._namespace.item(event.kv), previous, event.expired)
+        pool, namespace = context.pool, context.namespace
+        feed = Feed(pool, namespace, request, kind_of(pool, namespace, request))
+        return Watch(pool, feed, limit_s, progress)
 
 
 class Watch:
@@ -235,11 +99,11 @@ class Watch:
 
     def __init__(self, pool: Pool, feed: Feed, limit_s: float | None, progress: bool) -> None:
         self._pool = pool
-        self._feed = feed
+        self._inbox = Inbox(feed)
         self._limit_s = limit_s
         self._progress = progress
         self._left: list[Event] = []  # of the current batch, last first
-        self._end: Callable[[], None] | None = None
+        self._began = False
         self._revision = 0
 
     @property
@@ -250,34 +114,36 @@ class Watch:
     @property
     def endpoint(self) -> str:
         """The node that serves it now, as host:port; empty while it goes from one to another."""
-        return self._feed.endpoint
+        feed = self._inbox.feed
+        return feed.endpoint if feed is not None else ""
 
     def _begin(self) -> None:
-        if self._end is None:
-            loop = self._pool.enter()
-            self._end = end = self._pool.spawn(self._feed.run(), f"watch {self._feed.next_revision}")
+        if not self._began:
+            loop, inbox = self._pool.enter(), self._inbox
+            self._began = True
+            inbox.begin()
 
             def forgotten() -> None:
                 if not loop.is_closed():
-                    loop.call_soon_threadsafe(end)
+                    loop.call_soon_threadsafe(inbox.end, Closed(CLOSED))
 
             weakref.finalize(self, forgotten)
 
     async def __aenter__(self) -> Self:
         self._begin()
-        feed = self._feed
+        inbox = self._inbox
         try:
             async with asyncio.timeout(self._limit_s):
-                await feed.created.wait()
+                await inbox.begun.wait()
         except TimeoutError:
             await self.aclose()
             raise _not_begun(self._pool) from None
         except BaseException:
             await self.aclose()
             raise
-        if feed.failure is not None and not isinstance(feed.failure, Compacted):
-            raise feed.failure
-        self._revision = max(0, feed.next_revision - 1)
+        if inbox.failure is not None and not isinstance(inbox.failure, Compacted):
+            raise inbox.failure
+        self._revision = max(0, inbox.first_revision - 1)  # more may have come, and was not taken out yet
         return self
 
     async def __aexit__(
@@ -287,14 +153,7 @@ class Watch:
 
     def stop(self) -> None:
         """End it, without waiting. What was not taken out of it yet is dropped; whoever waits for an event is told."""
-        if self._end is not None:
-            self._end()
-        feed = self._feed
-        if feed.failure is None:
-            feed.failure = Closed("the watch was closed")
-        feed.created.set()
-        if feed.queue.empty():
-            feed.queue.put_nowait(feed.failure)
+        self._inbox.end(Closed(CLOSED))
 
     async def aclose(self) -> None:
         """As `stop`."""
@@ -324,20 +183,12 @@ class Watch:
 
     async def _next_batch(self) -> WatchBatch:
         self._begin()
-        feed = self._feed
-        if feed.failure is not None and (feed.queue.empty() or isinstance(feed.failure, Closed)):
-            _raise(feed.failure)
-        got = await feed.queue.get()
-        if isinstance(got, RaftkvError):
-            feed.failure = got
-            _raise(got)
-        return got
-
-
-def _raise(failure: RaftkvError) -> NoReturn:
-    if isinstance(failure, Closed) and failure.message == "the watch was closed":
-        raise StopAsyncIteration
-    raise failure
+        try:
+            return await self._inbox.next()
+        except Closed as closed:
+            if closed.message == CLOSED:
+                raise StopAsyncIteration from None
+            raise
 
 
 def _not_begun(pool: Pool) -> RaftkvError:

@@ -18,7 +18,7 @@ from raftkv._pb.kv_pb2 import CompactionRequest, PutRequest, RequestOp, TxnReque
 from raftkv._pb.watch_pb2 import WatchRequest
 from raftkv.client import AsyncClient, Compacted
 from raftkv.client.connection import Connection
-from raftkv.client.watch import Feed
+from raftkv.client.feed import Feed
 from raftkv.server.grpc_errors import internal_errors
 from raftkv.state.commands import CommandKind
 
@@ -147,6 +147,8 @@ def begins_anew(patch: pytest.MonkeyPatch) -> None:
 
     async def watch_at(self: Feed, connection: Connection) -> None:
         self.next_revision = first.setdefault(self, 2)
+        for inbox in self._inboxes:  # or it would leave out what it has had
+            inbox.next_revision = self.next_revision
         await original(self, connection)
 
     patch.setattr(Feed, "_watch_at", watch_at)
