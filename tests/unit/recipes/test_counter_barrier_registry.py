@@ -96,7 +96,7 @@ async def test_a_barrier_that_was_open_for_a_moment_lets_go(make: Make) -> None:
     assert await barrier.open()
     assert not await barrier.open()
     assert await barrier.close()
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(10):
         await asyncio.gather(*waiters)
     with pytest.raises(DeadlineExceeded):
         await barrier.wait(timeout=0.02)
@@ -108,7 +108,7 @@ async def test_a_barrier_opens_when_its_lease_ends(make: Make, store: Store) -> 
     waiter = asyncio.create_task(Barrier(make(), "b").wait())
     await quiet()
     await lease.expire()
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(10):
         await waiter
 
 
@@ -169,7 +169,7 @@ async def test_an_instance_that_was_lost_comes_back(how: str, make: Make, store:
                 lease.ttl_s = 0.03  # when it begins to mind its key
             await make().delete(KEY)
             registration._place.lose("told")  # type: ignore[union-attr]
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(10):
             await registration.lost.wait()
             await registration.registered.wait()
         assert registration.losses == 1
@@ -187,7 +187,7 @@ async def test_it_takes_back_the_key_of_its_own_lost_lease_but_no_other(make: Ma
         lease = store.leases[old]
         lease.abandon = lambda: None  # type: ignore[method-assign]
         lease.end("no renewal was confirmed")
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(10):
             await registration.lost.wait()
             await registration.registered.wait()
         assert store.items[KEY].lease != old
