@@ -1,4 +1,4 @@
-"""A command that runs under a lock: started, signalled, ended.
+"""A command that runs under a lock or for an event: started, signalled, ended.
 
 Where we have a terminal to ourselves, the command stays in our process group, so that it can use the terminal; Ctrl-C
 reaches it from there, other signals from us. Elsewhere it gets a group of its own, and every signal goes to the whole
@@ -49,13 +49,14 @@ class Child:
         self._group = group
 
     @classmethod
-    async def start(cls, command: Sequence[str], environment: Mapping[str, str]) -> Self:
-        """Start it, with `environment` added to ours."""
+    async def start(cls, command: Sequence[str], environment: Mapping[str, str], *, input: bool = True) -> Self:
+        """Start it, with `environment` added to ours, and our stdin unless `input` is False."""
         group = not _owns_terminal()
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             *("-I", "-S", "-c", _LAUNCH, str(os.getpid())),
             *command,
+            stdin=None if input else asyncio.subprocess.DEVNULL,
             env={**os.environ, **environment},
             process_group=0 if group else None,
         )

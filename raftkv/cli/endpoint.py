@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from raftkv.cli import fields
 from raftkv.cli.options import Settings, client_command
 
 if TYPE_CHECKING:
@@ -33,6 +34,9 @@ def status(settings: Settings, whole: bool) -> int:
     good, code = _ask_all(settings, whole, STATUS, maintenance_pb2.StatusRequest())
     if settings.output == "json":
         output.print_json([{"Endpoint": endpoint, "Status": output.as_json(answer)} for endpoint, answer in good])
+        return code
+    if settings.output == "fields":
+        fields.show(line for endpoint, answer in good for line in fields.status(endpoint, answer))
         return code
     rows = [
         (
@@ -70,7 +74,7 @@ def health(settings: Settings, whole: bool) -> int:
 
     def check(endpoint: str) -> float:
         before = time.perf_counter()
-        direct(endpoint, RANGE, kv_pb2.RangeRequest(key=b"health"), settings.timeout_s)
+        direct(settings, endpoint, RANGE, kv_pb2.RangeRequest(key=b"health"))
         return time.perf_counter() - before
 
     answers = each_of(_endpoints(settings, whole), check)
@@ -87,6 +91,8 @@ def health(settings: Settings, whole: bool) -> int:
     elif settings.output == "table":
         rows = [(e["endpoint"], str(e["health"]).lower(), e["took"], e.get("error", "")) for e in shown]
         output.print_table(("ENDPOINT", "HEALTH", "TOOK", "ERROR"), rows)
+    elif settings.output == "fields":
+        fields.show(line for entry in shown for line in fields.health(entry))
     else:
         for e in shown:
             if e["health"]:
@@ -113,6 +119,8 @@ def hashkv(settings: Settings, rev: int, whole: bool) -> int:
         output.print_json([{"Endpoint": endpoint, "HashKV": output.as_json(answer)} for endpoint, answer in good])
     elif settings.output == "table":
         output.print_table(("ENDPOINT", "HASH"), [(endpoint, str(answer.hash)) for endpoint, answer in good])
+    elif settings.output == "fields":
+        fields.show(line for endpoint, answer in good for line in fields.hash_kv(endpoint, answer))
     else:
         for endpoint, answer in good:
             click.echo(f"{endpoint}, {answer.hash}")
@@ -131,14 +139,14 @@ endpoint.add_command(hashkv, "hashkv")
 
 def _endpoints(settings: Settings, whole: bool) -> list[str]:
     from raftkv._pb import cluster_pb2
-    from raftkv.cli.session import call
-    from raftkv.client.endpoints import parse_endpoint, resolve_endpoints
+    from raftkv.cli.session import call, endpoints_of
+    from raftkv.client.endpoints import parse_endpoint
     from raftkv.client.methods import MEMBER_LIST
 
     if not whole:
-        return list(resolve_endpoints(settings.endpoints))
+        return list(endpoints_of(settings))
     members = call(settings, MEMBER_LIST, cluster_pb2.MemberListRequest()).members
-    return [parse_endpoint(url) for member in members for url in member.clientURLs[:1]]
+    return [parse_endpoint(url, tls=settings.tls is not None) for member in members for url in member.clientURLs[:1]]
 
 
 def _ask_all(settings: Settings, whole: bool, method: Any, request: Any) -> tuple[list[tuple[str, Any]], int]:
@@ -147,7 +155,7 @@ def _ask_all(settings: Settings, whole: bool, method: Any, request: Any) -> tupl
     from raftkv.client.errors import RaftkvError
 
     def ask(endpoint: str) -> Any:
-        return direct(endpoint, method, request, settings.timeout_s)
+        return direct(settings, endpoint, method, request)
 
     good: list[tuple[str, Any]] = []
     bad: list[tuple[str, RaftkvError]] = []

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import click
 
 from raftkv._pb import common_pb2, watch_pb2
-from raftkv.cli import output
+from raftkv.cli import fields, output
 from raftkv.cli.options import Settings
-from raftkv.cli.session import run
-from raftkv.client import AsyncClient, Compacted, RaftkvError, WatchBatch
+from raftkv.cli.session import client_of, run
+from raftkv.client import Compacted, RaftkvError, WatchBatch
 from raftkv.client.watch import WATCH_ID, Feed, Watch
 
 KINDS = {common_pb2.Event.PUT: "PUT", common_pb2.Event.DELETE: "DELETE"}
@@ -38,16 +38,23 @@ class _Feed(Feed):
         return _Shown(plain.events, plain.revision, tuple(events), header)
 
 
+Reaction = Callable[[common_pb2.Event, common_pb2.ResponseHeader], Awaitable[None]]
+"""What is to be done for each event once it is shown."""
+
+
 def follow(settings: Settings, request: watch_pb2.WatchCreateRequest, *, progress: bool) -> None:
     """Show what happens until it is interrupted. Raises as the SDK's watch does."""
-    run(_follow(settings, request, progress))
+    run(following(settings, request, progress))
 
 
-async def _follow(settings: Settings, request: watch_pb2.WatchCreateRequest, progress: bool) -> None:
+async def following(
+    settings: Settings, request: watch_pb2.WatchCreateRequest, progress: bool, react: Reaction | None = None
+) -> None:
+    """As `follow`."""
     # Told about progress even when nobody wants to see it: or a watch that matches nothing would resume from long ago.
     request.progress_notify = True
     request.watch_id = WATCH_ID
-    async with AsyncClient(settings.endpoints, timeout=settings.timeout_s) as client:
+    async with client_of(settings) as client:
         context = client._context
         feed = _Feed(context.pool, context.namespace, request)
         try:
@@ -55,9 +62,14 @@ async def _follow(settings: Settings, request: watch_pb2.WatchCreateRequest, pro
                 async for batch in watch.batches():
                     assert isinstance(batch, _Shown), "the feed makes no others"
                     show(batch.messages, batch.header, settings, revision=batch.revision)
+                    if react is not None:
+                        for event in batch.messages:
+                            await react(event, batch.header)
         except Compacted as error:
             if settings.output == "json":
                 output.print_json(_answer([], feed.header, compacted=error.compact_revision))
+            elif settings.output == "fields":
+                fields.show(fields.watch(feed.header, []))
             raise _compacted(error) from error
 
 
@@ -75,6 +87,10 @@ def show(
     """One answer, as etcdctl shows it; without events it is a sign of progress."""
     if settings.output == "json":
         output.print_json(_answer([output.as_json(event) for event in events], header))
+    elif settings.output == "fields":
+        if not events:
+            click.echo(f"progress notify: {revision}")
+        fields.show(fields.watch(header, events))
     elif not events:
         click.echo(f"progress notify: {revision}")
     elif settings.output == "table":

@@ -12,17 +12,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import click
 
 from raftkv._pb import kv_pb2
-from raftkv.cli import output
+from raftkv.cli import fields, output
 from raftkv.cli.child import Child
 from raftkv.cli.options import Settings
-from raftkv.cli.session import run
+from raftkv.cli.session import client_of, run
+from raftkv.cli.signals import Interrupted, Signals
 from raftkv.client import (
     AsyncClient,
     Compacted,
@@ -39,43 +39,8 @@ from raftkv.client.routing import Purpose
 TIMED_OUT = 124
 FAILED = 125
 RELEASE_S = 5.0
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 _Pb = kv_pb2.RangeRequest
-
-
-class _Interrupted(Exception):
-    """A signal came while we waited."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.code = 128 + number
-
-
-class _Signals:
-    """SIGINT, SIGTERM and SIGHUP as something to wait for, or as calls."""
-
-    def __init__(self) -> None:
-        self.came: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self.pass_on: Callable[[int], None] | None = None
-
-    @contextlib.contextmanager
-    def caught(self) -> Iterator[None]:
-        loop = asyncio.get_running_loop()
-        mine = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]  # nohup stays nohup
-        for number in mine:
-            loop.add_signal_handler(number, self._take, number)
-        try:
-            yield
-        finally:
-            for number in mine:
-                loop.remove_signal_handler(number)
-
-    def _take(self, number: int) -> None:
-        if self.pass_on is not None:
-            self.pass_on(number)
-        elif not self.came.done():
-            self.came.set_result(number)
 
 
 # ---- lock ----
@@ -92,13 +57,13 @@ def lead(settings: Settings, name: bytes, value: bytes, *, ttl_s: float) -> int:
 
 
 async def _hold(settings: Settings, make: Callable[[AsyncClient], Lock]) -> int:
-    signals = _Signals()
+    signals = Signals()
     with signals.caught():
-        async with AsyncClient(settings.endpoints, timeout=settings.timeout_s) as client:
+        async with client_of(settings) as client:
             lock = make(client)
             try:
                 await _acquire(lock, signals)
-            except _Interrupted as interrupted:
+            except Interrupted as interrupted:
                 return interrupted.code
             lost = asyncio.ensure_future(lock.lost.wait())
             try:
@@ -112,8 +77,8 @@ async def _hold(settings: Settings, make: Callable[[AsyncClient], Lock]) -> int:
     return 0
 
 
-async def _acquire(lock: Lock, signals: _Signals) -> None:
-    """Get it. Raises _Interrupted when a signal came first; then it is neither held nor waited for."""
+async def _acquire(lock: Lock, signals: Signals) -> None:
+    """Get it. Raises Interrupted when a signal came first; then it is neither held nor waited for."""
     acquiring = asyncio.ensure_future(lock.acquire())
     await _first(acquiring, signals.came)
     if not signals.came.done():
@@ -123,7 +88,7 @@ async def _acquire(lock: Lock, signals: _Signals) -> None:
     with contextlib.suppress(asyncio.CancelledError, RaftkvError):
         await acquiring
         await lock.release()
-    raise _Interrupted(signals.came.result())
+    raise Interrupted(signals.came.result())
 
 
 async def _first(*events: asyncio.Future[Any]) -> None:
@@ -147,6 +112,8 @@ def _show(response: kv_pb2.RangeResponse, settings: Settings) -> None:
             output.print_json(output.as_json(response))
         case "table":
             output.print_kv_table(response.kvs, hex_=settings.hex)
+        case "fields":
+            fields.show(fields.get(response))
         case _:
             output.print_range(response, hex_=settings.hex)
 
@@ -160,13 +127,13 @@ def run_under(
     """`lock NAME -- COMMAND`: run it under the lock. Returns the exit code."""
 
     async def work() -> int:
-        signals = _Signals()
+        signals = Signals()
         with signals.caught():
-            async with AsyncClient(settings.endpoints, timeout=settings.timeout_s) as client:
+            async with client_of(settings) as client:
                 try:
                     lock = client.lock(name, ttl_s, timeout=wait_s)
-                    return await _run_under(lock, command, grace_s, signals, ",".join(client.endpoints))
-                except _Interrupted as interrupted:
+                    return await _run_under(lock, command, grace_s, signals, settings.environment(client.endpoints))
+                except Interrupted as interrupted:
                     return interrupted.code
                 except LockTimeout as error:
                     return _failed(error.message, TIMED_OUT)
@@ -176,10 +143,12 @@ def run_under(
     return run(work())
 
 
-async def _run_under(lock: Lock, command: Sequence[str], grace_s: float, signals: _Signals, endpoints: str) -> int:
+async def _run_under(
+    lock: Lock, command: Sequence[str], grace_s: float, signals: Signals, environment: Mapping[str, str]
+) -> int:
     await _acquire(lock, signals)
     try:
-        child = await Child.start(command, {**environment_of(lock), "RAFTKV_ENDPOINTS": endpoints})
+        child = await Child.start(command, {**environment, **environment_of(lock)})
         code = await _end_of(child, lock, grace_s, signals)
     finally:
         # Raises LockLost where it was lost, even if the command ended before anybody noticed.
@@ -187,7 +156,7 @@ async def _run_under(lock: Lock, command: Sequence[str], grace_s: float, signals
     return code
 
 
-async def _end_of(child: Child, lock: Lock, grace_s: float, signals: _Signals) -> int:
+async def _end_of(child: Child, lock: Lock, grace_s: float, signals: Signals) -> int:
     """Wait for it, as long as the lock is held. Its exit code."""
     lost = asyncio.ensure_future(lock.lost.wait())
     ended = asyncio.ensure_future(child.wait())
@@ -233,7 +202,7 @@ def listen(settings: Settings, name: bytes) -> None:
 async def _listen(settings: Settings, prefix: bytes) -> None:
     request = _Pb(key=prefix, range_end=prefix_end(prefix), sort_order=_Pb.ASCEND, sort_target=_Pb.CREATE, limit=1)
     shown: tuple[bytes, int] | None = None
-    async with AsyncClient(settings.endpoints, timeout=settings.timeout_s) as client:
+    async with client_of(settings) as client:
 
         async def look(timeout_s: float | None) -> int:
             nonlocal shown

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from raftkv.cli import fields
 from raftkv.cli.guards import Guard, guard_option
 from raftkv.cli.options import LeaseId, Settings, client_command
 from raftkv.cli.ranges import key_bytes, range_of
@@ -65,6 +66,8 @@ def put(settings: Settings, key: str, value: str | None, **options: Any) -> None
             output.print_json(output.as_json(response))
         case "table":
             output.print_table(("KEY", "REVISION"), [(key, str(response.header.revision))])
+        case "fields":
+            fields.show(fields.put(response))
         case _:
             output.print_put(response, hex_=settings.hex)
 
@@ -153,6 +156,8 @@ def get(settings: Settings, key: str, range_end: str | None, **options: Any) -> 
             output.print_table(("COUNT",), [(str(response.count),)])
         case "table":
             output.print_kv_table(response.kvs, hex_=settings.hex)
+        case "fields":
+            fields.show(fields.get(response))
         case _ if request.count_only:
             click.echo(str(response.count))
         case _:
@@ -197,6 +202,8 @@ def delete(settings: Settings, key: str, range_end: str | None, **options: Any) 
             output.print_kv_table(response.prev_kvs, hex_=settings.hex)
         case "table":
             output.print_table(("DELETED", "REVISION"), [(str(response.deleted), str(response.header.revision))])
+        case "fields":
+            fields.show(fields.deleted(response))
         case _:
             output.print_deleted(response, hex_=settings.hex)
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from raftkv.cli import fields
 from raftkv.cli.options import LeaseId, NearestGroup, Settings, TimeToLive, client_command
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ def grant(settings: Settings, ttl: float) -> None:
             )
         case "table":
             output.print_table(("LEASE", "TTL"), [(f"{response.ID:016x}", str(response.TTL))])
+        case "fields":
+            fields.show(fields.lease(response))
         case _:
             click.echo(f"lease {response.ID:016x} granted with TTL({response.TTL}s)")
 
@@ -68,6 +71,8 @@ def revoke(settings: Settings, lease_id: int) -> None:
             output.print_json(output.as_json(response))
         case "table":
             output.print_table(("REVOKED", "REVISION"), [(f"{lease_id:016x}", str(response.header.revision))])
+        case "fields":
+            fields.show(fields.header(response.header))
         case _:
             click.echo(f"lease {lease_id:016x} revoked")
 
@@ -97,6 +102,8 @@ def keep_alive(settings: Settings, lease_id: int, once: bool) -> int:
                 output.print_json({**output.header_of(response), "ID": response.ID, "TTL": response.TTL})
             case "table":
                 output.print_table(("LEASE", "TTL"), [(f"{response.ID:016x}", str(response.TTL))])
+            case "fields":
+                fields.show(fields.lease(response))
             case _:
                 click.echo(f"lease {response.ID:016x} keepalived with TTL({response.TTL})")
         if once:
@@ -126,6 +133,8 @@ def timetolive(settings: Settings, lease_id: int, keys: bool) -> None:
                 ("LEASE", "GRANTED", "REMAINING", "KEYS")[: 4 if keys else 3],
                 [(*row, shown) if keys else row],
             )
+        case "fields":
+            fields.show(fields.time_to_live(response))
         case _:
             click.echo(_time_to_live_text(response, keys=keys, hex_=settings.hex))
 
@@ -169,6 +178,8 @@ def list_(settings: Settings) -> None:
             output.print_json({**output.header_of(response), "leases": leases})
         case "table":
             output.print_table(("LEASE",), [(f"{each.ID:016x}",) for each in response.leases])
+        case "fields":
+            fields.show(fields.leases(response))
         case _:
             click.echo(f"found {len(response.leases)} leases")
             for each in response.leases:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
-from pathlib import Path
 from typing import Any
 
 import click
 
 from raftkv.cli.options import Duration, Settings, TimeToLive, client_command
 from raftkv.cli.ranges import key_bytes
-
-NOT_FOUND = 127  # as shells and timeout(1) have it
-NOT_EXECUTABLE = 126
+from raftkv.cli.runnable import cannot_run
 
 
 class CommandAfterDashes(click.Command):
@@ -77,11 +73,9 @@ def lock(
         from raftkv.cli.holding import hold
 
         return hold(settings, name, ttl_s=ttl, wait_s=wait_s)
-    found = shutil.which(command[0])
-    if found is None:
-        there = "/" in command[0] and Path(command[0]).exists()
-        click.echo(f"Error: {command[0]}: {'cannot be executed' if there else 'command not found'}", err=True)
-        return NOT_EXECUTABLE if there else NOT_FOUND
+    code = cannot_run(command[0])
+    if code:
+        return code
 
     from raftkv.cli.holding import run_under
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from raftkv.cli import fields
 from raftkv.cli.options import Settings, client_command
 
 if TYPE_CHECKING:
@@ -48,6 +49,9 @@ def _alarm(settings: Settings, *, disarm: bool) -> None:
     if settings.output == "json":
         output.print_json(output.as_json(response))
         return
+    if settings.output == "fields":
+        fields.show(fields.alarms(response.header, ((each.memberID, _alarm_name(each)) for each in response.alarms)))
+        return
     for each in response.alarms:
         click.echo(f"memberID:{each.memberID} alarm:{_alarm_name(each)} ")
 
@@ -68,7 +72,7 @@ def defrag(settings: Settings) -> int:
     from raftkv.client.methods import DEFRAGMENT
 
     def one(endpoint: str) -> maintenance_pb2.DefragmentResponse:
-        return direct(endpoint, DEFRAGMENT, maintenance_pb2.DefragmentRequest(), settings.timeout_s)
+        return direct(settings, endpoint, DEFRAGMENT, maintenance_pb2.DefragmentRequest())
 
     failed = False
     for endpoint, answer in each(settings, one):
@@ -93,14 +97,13 @@ def snapshot_save(settings: Settings, file: Path) -> None:
     import grpc
 
     from raftkv._pb import maintenance_pb2
-    from raftkv.cli.session import failure
-    from raftkv.client.endpoints import resolve_endpoints
+    from raftkv.cli.session import channel, endpoints_of, failure
     from raftkv.client.methods import SNAPSHOT
 
-    endpoint = resolve_endpoints(settings.endpoints)[0]
+    endpoint = endpoints_of(settings)[0]
     partial = file.with_name(file.name + ".part")
-    with grpc.insecure_channel(endpoint) as channel, partial.open("wb") as target:
-        stream = channel.unary_stream(
+    with channel(settings, endpoint) as connection, partial.open("wb") as target:
+        stream = connection.unary_stream(
             SNAPSHOT.path, request_serializer=SNAPSHOT.serialize, response_deserializer=SNAPSHOT.parse
         )
         digest, last = hashlib.sha256(), b""

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from raftkv.cli import fields
 from raftkv.cli.options import Settings, client_command
 
 if TYPE_CHECKING:
@@ -28,6 +29,9 @@ def member_list(settings: Settings) -> None:
     response = _members(settings)
     if settings.output == "json":
         output.print_json(output.as_json(response))
+        return
+    if settings.output == "fields":
+        fields.show(fields.members(response))
         return
     rows = [
         (

@@ -7,15 +7,23 @@ import difflib
 import functools
 import os
 import re
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+from raftkv.cli.secure import OPTIONS as TLS_OPTIONS
+from raftkv.cli.secure import PARAMETERS as TLS_PARAMETERS
+from raftkv.cli.secure import Secure, secure_from
+
+if TYPE_CHECKING:
+    from raftkv.client.tls import TLS
 
 R = TypeVar("R")
 
 DEFAULT_ENDPOINT = "127.0.0.1:2379"
 FORMATS = ("simple", "json", "table")
+CLIENT_FORMATS = (*FORMATS, "fields")
 TTL_MAX_S = 9_000_000_000
 ID_MAX = (1 << 63) - 1
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
@@ -95,6 +103,18 @@ class Settings:
     output: str
     timeout_s: float
     hex: bool
+    secure: Secure | None = None
+
+    @property
+    def tls(self) -> TLS | None:
+        """For the SDK; None speaks plain text."""
+        return None if self.secure is None else self.secure.tls
+
+    def environment(self, endpoints: Iterable[str]) -> dict[str, str]:
+        """What `raftkv` needs to reach the same cluster, in a command that we run."""
+        scheme = "http" if self.secure is None else "https"
+        found = {"RAFTKV_ENDPOINTS": ",".join(f"{scheme}://{endpoint}" for endpoint in endpoints)}
+        return found if self.secure is None else {**found, **self.secure.environment}
 
 
 def endpoints_from(given: str | None) -> tuple[str, ...]:
@@ -110,7 +130,8 @@ def endpoints_from(given: str | None) -> tuple[str, ...]:
     from raftkv.local.control import running_endpoints
     from raftkv.local.layout import default_directory
 
-    return tuple(running_endpoints(default_directory())) or (DEFAULT_ENDPOINT,)
+    # Their nodes speak plain text, whatever the environment says of TLS.
+    return tuple(f"http://{each}" for each in running_endpoints(default_directory())) or (DEFAULT_ENDPOINT,)
 
 
 _OPTIONS: tuple[Callable[[Callable[..., Any]], Callable[..., Any]], ...] = (
@@ -126,7 +147,7 @@ _OPTIONS: tuple[Callable[[Callable[..., Any]], Callable[..., Any]], ...] = (
         "--output",
         "--write-out",
         "output",
-        type=click.Choice(FORMATS),
+        type=click.Choice(CLIENT_FORMATS),
         envvar=["RAFTKV_OUTPUT", "ETCDCTL_WRITE_OUT"],
         help="Form of the answer.  [default: simple]",
     ),
@@ -139,7 +160,9 @@ _OPTIONS: tuple[Callable[[Callable[..., Any]], Callable[..., Any]], ...] = (
         help="Limit for the whole call, retries included.  [default: 5s]",
     ),
     click.option("--hex", "hex_", is_flag=True, help="Show keys and values in hexadecimal."),
+    *TLS_OPTIONS,
 )
+_SHARED = ("endpoints", "output", "timeout_s", "hex_", *TLS_PARAMETERS)
 
 
 def client_options(function: Callable[..., R]) -> Callable[..., R]:
@@ -148,7 +171,7 @@ def client_options(function: Callable[..., R]) -> Callable[..., R]:
     @functools.wraps(function)
     def with_options(*args: Any, **kwargs: Any) -> R:
         context = click.get_current_context()
-        context.obj = {name: kwargs.pop(name) for name in ("endpoints", "output", "timeout_s", "hex_")}
+        context.obj = {name: kwargs.pop(name) for name in _SHARED}
         return function(*args, **kwargs)
 
     return _add(with_options)
@@ -160,13 +183,15 @@ def client_command(function: Callable[..., R]) -> Callable[..., R]:
     @functools.wraps(function)
     def with_settings(*args: Any, **kwargs: Any) -> R:
         before = click.get_current_context().find_object(dict) or {}
-        own = {name: kwargs.pop(name) for name in ("endpoints", "output", "timeout_s", "hex_")}
+        own = {name: kwargs.pop(name) for name in _SHARED}
         chosen: dict[str, Any] = {name: own[name] or before.get(name) for name in own}
+        endpoints = endpoints_from(chosen["endpoints"])
         settings = Settings(
-            endpoints=endpoints_from(chosen["endpoints"]),
+            endpoints=endpoints,
             output=chosen["output"] or "simple",
             timeout_s=chosen["timeout_s"] or 5.0,
             hex=bool(chosen["hex_"]),
+            secure=secure_from(endpoints, chosen),
         )
         return function(settings, *args, **kwargs)
 

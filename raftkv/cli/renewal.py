@@ -14,8 +14,7 @@ import grpc
 
 from raftkv._pb import lease_pb2
 from raftkv.cli.options import Settings
-from raftkv.cli.session import DIRECT_OPTIONS, failure
-from raftkv.client.endpoints import resolve_endpoints
+from raftkv.cli.session import channel, endpoints_of, failure
 from raftkv.client.errors import ConditionFailed, InvalidRequest, RaftkvError, Unavailable
 from raftkv.client.methods import LEASE_KEEP_ALIVE
 
@@ -34,12 +33,12 @@ def renewals(settings: Settings, lease_id: int) -> Iterator[lease_pb2.LeaseKeepA
     Raises:
         RaftkvError: nobody answered the first time, within the call's limit; or it was refused.
     """
-    endpoints = list(resolve_endpoints(settings.endpoints))
+    endpoints = list(endpoints_of(settings))
     limit_s: float | None = settings.timeout_s
     try_s = max(TRY_MIN_S, settings.timeout_s / 4)
     while True:
         began = time.monotonic()
-        response = _renew(endpoints, lease_id, try_s, None if limit_s is None else began + limit_s)
+        response = _renew(settings, endpoints, lease_id, try_s, None if limit_s is None else began + limit_s)
         yield response
         ttl_s = response.ttl_ms / 1000 if response.ttl_ms else float(response.TTL)
         if ttl_s <= 0:
@@ -49,13 +48,13 @@ def renewals(settings: Settings, lease_id: int) -> Iterator[lease_pb2.LeaseKeepA
 
 
 def _renew(
-    endpoints: list[str], lease_id: int, try_s: float, deadline: float | None
+    settings: Settings, endpoints: list[str], lease_id: int, try_s: float, deadline: float | None
 ) -> lease_pb2.LeaseKeepAliveResponse:
     """One confirmed renewal. The endpoint that gave it stands first in `endpoints` afterwards."""
     while True:
         left_s = try_s if deadline is None else deadline - time.monotonic()
         try:
-            return _renew_at(endpoints[0], lease_id, max(0.001, min(try_s, left_s)))
+            return _renew_at(settings, endpoints[0], lease_id, max(0.001, min(try_s, left_s)))
         except (InvalidRequest, ConditionFailed):
             raise
         except RaftkvError as error:
@@ -67,15 +66,15 @@ def _renew(
                 ) from error
 
 
-def _renew_at(endpoint: str, lease_id: int, timeout_s: float) -> lease_pb2.LeaseKeepAliveResponse:
+def _renew_at(settings: Settings, endpoint: str, lease_id: int, timeout_s: float) -> lease_pb2.LeaseKeepAliveResponse:
     answered = threading.Event()
 
     def requests() -> Iterator[lease_pb2.LeaseKeepAliveRequest]:
         yield lease_pb2.LeaseKeepAliveRequest(ID=lease_id)
         answered.wait(timeout_s)  # a stream whose asking half has ended may be ended before its answer
 
-    with grpc.insecure_channel(endpoint, options=DIRECT_OPTIONS) as channel:
-        ask = channel.stream_stream(
+    with channel(settings, endpoint) as connection:
+        ask = connection.stream_stream(
             LEASE_KEEP_ALIVE.path,
             request_serializer=LEASE_KEEP_ALIVE.serialize,
             response_deserializer=LEASE_KEEP_ALIVE.parse,

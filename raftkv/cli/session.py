@@ -28,13 +28,18 @@ T = TypeVar("T")
 DIRECT_OPTIONS = (("grpc.enable_retries", 0), ("grpc.enable_http_proxy", 0), ("grpc.max_receive_message_length", -1))
 
 
+def client_of(settings: Settings) -> AsyncClient:
+    """A client with these settings."""
+    return AsyncClient(settings.endpoints, timeout=settings.timeout_s, tls=settings.tls)
+
+
 def call(
     settings: Settings, method: Method[RequestT, ResponseT], request: RequestT, purpose: Purpose = Purpose.READ
 ) -> ResponseT:
     """Make one call to the cluster. Raises as the SDK does."""
 
     async def work() -> ResponseT:
-        async with AsyncClient(settings.endpoints, timeout=settings.timeout_s) as client:
+        async with client_of(settings) as client:
             return await client.call(method, request, purpose)
 
     return run(work())
@@ -53,16 +58,31 @@ def _runner() -> asyncio.Runner:
     return runner
 
 
-def direct(endpoint: str, method: Method[RequestT, ResponseT], request: RequestT, timeout_s: float) -> ResponseT:
+def endpoints_of(settings: Settings) -> tuple[str, ...]:
+    """Each as `host:port`."""
+    return resolve_endpoints(settings.endpoints, tls=settings.tls is not None)
+
+
+def channel(settings: Settings, endpoint: str) -> grpc.Channel:
+    """A blocking connection to exactly this endpoint."""
+    if settings.tls is None:
+        return grpc.insecure_channel(endpoint, options=DIRECT_OPTIONS)
+    options = (*DIRECT_OPTIONS, *settings.tls.channel_options().items())
+    return grpc.secure_channel(endpoint, settings.tls.credentials(), options=options)
+
+
+def direct(settings: Settings, endpoint: str, method: Method[RequestT, ResponseT], request: RequestT) -> ResponseT:
     """Ask exactly this endpoint, once: for what is about a node and not about the cluster.
 
     Raises:
         RaftkvError: it did not answer, or refused.
     """
-    with grpc.insecure_channel(endpoint, options=DIRECT_OPTIONS) as channel:
-        ask = channel.unary_unary(method.path, request_serializer=method.serialize, response_deserializer=method.parse)
+    with channel(settings, endpoint) as connection:
+        ask = connection.unary_unary(
+            method.path, request_serializer=method.serialize, response_deserializer=method.parse
+        )
         try:
-            response: ResponseT = ask(request, timeout=timeout_s)
+            response: ResponseT = ask(request, timeout=settings.timeout_s)
         except grpc.RpcError as error:
             raise failure(error, endpoint) from error
     return response
@@ -78,7 +98,7 @@ def failure(error: grpc.RpcError, endpoint: str) -> RaftkvError:
 
 def each(settings: Settings, ask: Callable[[str], T]) -> list[tuple[str, T | RaftkvError]]:
     """Ask every endpoint at once; an endpoint that fails is shown by its error."""
-    return each_of(resolve_endpoints(settings.endpoints), ask)
+    return each_of(endpoints_of(settings), ask)
 
 
 def each_of(endpoints: Sequence[str], ask: Callable[[str], T]) -> list[tuple[str, T | RaftkvError]]:

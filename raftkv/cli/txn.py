@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
-from raftkv.cli import kv
+from raftkv.cli import fields, kv
 from raftkv.cli.guards import Guard, guard_option, guarded
 from raftkv.cli.options import Settings, client_command
 from raftkv.cli.ranges import key_bytes
@@ -70,6 +70,8 @@ def txn(settings: Settings, interactive: bool, guards: tuple[Guard, ...]) -> Non
         response = call(settings, TXN, request, Purpose.READ if read_only else Purpose.WRITE)
     if settings.output == "json":
         output.print_json(output.as_json(response))
+    elif settings.output == "fields":
+        fields.show(fields.txn(response))
     else:
         output.print_txn(response, hex_=settings.hex)
 

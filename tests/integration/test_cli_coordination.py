@@ -240,6 +240,45 @@ def test_a_watch_whose_reader_has_seen_enough_ends(terminal: Terminal, client: C
     assert watching.stderr.read() == ""
 
 
+def test_a_watch_runs_a_command_for_each_change_while_leaders_die(terminal: Terminal, client: Client) -> None:
+    begin = client.put("c/0", "0").revision
+    watching = terminal.start(
+        *("watch", "c/", "--prefix", "--rev", str(begin), "--", "sh", "-c", 'echo "$ETCD_WATCH_KEY" >> ran')
+    )
+    terminal.wait_for("ran")
+    for number in range(1, 12):
+        if number == 5:
+            gone = terminal.cluster.kill("leader")[0]
+        client.put(f"c/{number}", "x")
+    expected = [f'"c/{number}"' for number in range(12)]
+    until(lambda: terminal.wait_for("ran").splitlines() == expected, "all commands, in order")
+    terminal.cluster.restart(gone)
+    watching.send_signal(signal.SIGINT)
+    code, out, error = ended(watching)
+    assert (code, error) == (130, "")
+    assert out.splitlines() == [word for n in range(12) for word in ("PUT", f"c/{n}", "x" if n else "0")]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_watch_with_its_command(terminal: Terminal, client: Client, number: signal.Signals) -> None:
+    begin = client.put("s", "1").revision
+    script = 'trap "echo asked; exit 3" INT TERM; echo $$ > inner; touch started; while :; do sleep 0.1; done'
+    watching = terminal.start("watch", "s", "--rev", str(begin), "--", "sh", "-c", script)
+    terminal.wait_for("started")
+    watching.send_signal(number)
+    code, out, _ = ended(watching)  # the shell may say what became of its sleep
+    assert code == 128 + number
+    assert out == "PUT\ns\n1\nasked\n"
+    assert not _runs(int(terminal.wait_for("inner")))
+
+
+def test_a_value_that_no_environment_can_hold_ends_the_watch(terminal: Terminal, client: Client) -> None:
+    begin = client.put("large", "x" * 300_000).revision
+    error = terminal.run("watch", "large", "--rev", str(begin), "--", "true", code=1)
+    assert error.startswith(f'Error: true cannot be run for PUT of "large" in revision {begin}, with 300')
+    assert error.count("\n") == 1
+
+
 # --- lock -------------------------------------------------------------------------------------------------------------
 
 

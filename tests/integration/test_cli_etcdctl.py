@@ -73,7 +73,7 @@ def filled(endpoint: str) -> str:
     return endpoint
 
 
-@pytest.mark.parametrize("form", ["simple", "json"])
+@pytest.mark.parametrize("form", ["simple", "json", "fields"])
 @pytest.mark.parametrize(
     "words",
     [
@@ -102,7 +102,12 @@ def test_what_only_looks_prints_the_same(filled: str, words: str, form: str) -> 
     code, out, error = ours(filled, *arguments)
     if form == "json":
         out = NEWER.sub(b"", out)
-    assert (code, out, error) == theirs(filled, *arguments)
+    told = theirs(filled, *arguments)
+    if (words, form) == ("alarm list", "fields") and told[0] == 2:
+        # etcdctl 3.4 trips over an answer without a header, such as etcd's own.
+        assert (code, error, b"panic" in told[2]) == (0, b"", True)
+    else:
+        assert (code, out, error) == told
 
 
 def test_values_alone(filled: str) -> None:
@@ -114,6 +119,11 @@ def test_values_alone(filled: str) -> None:
 def test_tables_are_the_same(filled: str, words: str) -> None:
     arguments = [*words.split(" "), "-w", "table"]
     assert ours(filled, *arguments) == theirs(filled, *arguments)
+
+
+def plain(text: bytes) -> bytes:
+    """Fields without what differs from run to run."""
+    return re.sub(rb'^("(?:\w*Revision|Lease|ID|TTL)") : \d+$', rb"\1", text, flags=re.MULTILINE)
 
 
 TXN = b"""mod("t/a") > "0"
@@ -129,7 +139,7 @@ get t/a
 """
 
 
-@pytest.mark.parametrize("form", ["simple", "json"])
+@pytest.mark.parametrize("form", ["simple", "json", "fields"])
 def test_what_changes_prints_the_same_on_the_same_data(endpoint: str, form: str) -> None:
     """Each tool runs the same story on keys of its own; only revisions differ, and are made alike."""
 
@@ -156,6 +166,9 @@ def test_what_changes_prints_the_same_on_the_same_data(endpoint: str, form: str)
     second = story(["etcdctl"], "t/")
     if form == "simple":
         assert first == second
+    elif form == "fields":
+        assert [plain(text) for _, text in first] == [plain(text) for _, text in second]
+        assert [code for code, _ in first] == [code for code, _ in second]
     else:
 
         def alike(text: bytes) -> object:
@@ -206,11 +219,11 @@ def alike(told: tuple[int, bytes, bytes]) -> tuple[int, bytes, bytes]:
     out = re.sub(rb'"(\w*revision|ID|id|lease|ttl)":\d+', rb'"\1":0', out)
     # A lock's key holds its lease's id, in base64 too; ids that begin with a 0 are shorter in keys.
     out = re.sub(rb'"key":"[^"]*"', b'"key":""', out)
-    out = re.sub(rb"\b(\w*/)?[0-9a-f]{13,16}\b", rb"\1ID", out)
+    out = re.sub(rb"\b(\w*/)?[0-9a-f]{13,16}\b", rb"\1ID", plain(out))
     return code, re.sub(rb"remaining\(\d+s\)", b"remaining", out), error
 
 
-@pytest.mark.parametrize("form", ["simple", "json"])
+@pytest.mark.parametrize("form", ["simple", "json", "fields"])
 def test_leases_are_shown_the_same(endpoint: str, form: str) -> None:
     def story(tool: list[str]) -> list[tuple[int, bytes, bytes]]:
         for line in ask(["etcdctl"], endpoint, "lease", "list")[1].splitlines()[1:]:
@@ -254,7 +267,7 @@ def output_of(tool: list[str], endpoint: str, *arguments: str, lines: int) -> tu
     return process.returncode, out, b""
 
 
-@pytest.mark.parametrize("form", ["simple", "json"])
+@pytest.mark.parametrize("form", ["simple", "json", "fields"])
 @pytest.mark.parametrize("options", ["", "--prev-kv", "--hex --prev-kv"])
 def test_watches_are_shown_the_same(endpoint: str, form: str, options: str) -> None:
     first = b""
@@ -264,20 +277,39 @@ def test_watches_are_shown_the_same(endpoint: str, form: str, options: str) -> N
     ours(endpoint, "del", "seen/a")
     begin = str(json.loads(first)["header"]["revision"])
     words = ["watch", "seen/", "--prefix", "--rev", begin, "-w", form, *options.split()]
-    count = {"json": 1, "simple": 3 * 5 if not options else 3 * 5 + 2 * 4}[form]
+    before = 4 if options else 0  # those of the five that have a value before them
+    count = {"json": 1, "simple": 5 * 3 + 2 * before, "fields": 4 + 5 * 7 + 6 * before}[form]
     mine = output_of([sys.executable, "-m", "raftkv"], endpoint, *words, lines=count)
     assert mine[1] == output_of(["etcdctl"], endpoint, *words, lines=count)[1]
     assert mine[0] == 130
 
 
-@pytest.mark.parametrize("form", ["simple", "json"])
+@pytest.mark.parametrize("form", ["simple", "json", "fields"])
 @pytest.mark.parametrize("words", ["lock held", "elect led me"])
 def test_locks_and_elections_are_shown_the_same(endpoint: str, form: str, words: str) -> None:
     tools = ([sys.executable, "-m", "raftkv"], ["etcdctl"])
-    count = 2 if form == "simple" else 1
+    count = {"simple": 2, "json": 1, "fields": 12}[form]
     told = [output_of(tool, endpoint, *words.split(), "-w", form, lines=count) for tool in tools]
     assert alike(told[0]) == alike(told[1])
     assert told[0][0] == 0
+
+
+@pytest.mark.parametrize("form", ["simple", "fields"])
+def test_commands_of_watches_are_run_the_same(endpoint: str, form: str, tmp_path: Path) -> None:
+    """Output and environment of a command for each event, up to the one that fails."""
+    values = ["1", 'a "b" \\ é\t$x', "two\nlines", "\udcff", "fail", "never"]
+    begin = ""
+    for value in values:
+        _, out, _ = ours(endpoint, "put", "run/k é", value, "-w", "json")
+        begin = begin or str(json.loads(out)["header"]["revision"])
+        if value == values[0]:
+            ours(endpoint, "del", "run/k é")
+    script = 'env | grep ETCD_WATCH | sort; read x; echo "$x."; case "$ETCD_WATCH_VALUE" in *fail*) exit 7; esac'
+    words = ["watch", "run/", "--prefix", "--rev", begin, "-w", form, "--", "sh", "-c", script]
+    code, out, error = ours(endpoint, *words)
+    assert out.count(b"ETCD_WATCH_REVISION=") == 6
+    assert (code, out) == theirs(endpoint, *words)[:2]
+    assert error.startswith(b'Error: sh ended with exit code 7 for PUT of "run/k \xc3\xa9" in revision ')
 
 
 def test_a_lock_of_ours_keeps_etcdctl_out_and_the_other_way_round(endpoint: str, tmp_path: Path) -> None:

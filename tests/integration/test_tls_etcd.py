@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -118,6 +120,47 @@ async def test_everything_goes_over_tls(secured: Secured) -> None:
         check=True,
     )
     assert done.stdout == b"v\n"
+
+
+def test_commands_over_tls(secured: Secured, tmp_path: Path) -> None:
+    names = {"CACERT": str(secured.authority.ca), "CERT": str(secured.cert), "KEY": str(secured.key)}
+    flags = [f"--{name.lower()}={path}" for name, path in names.items()]
+    endpoint = f"--endpoints=https://{secured.endpoint}"
+
+    def raftkv(*arguments: str, **variables: str) -> tuple[int, str, str]:
+        mine = {name: value for name, value in os.environ.items() if not name.startswith(("RAFTKV_", "ETCDCTL_"))}
+        done = subprocess.run(
+            [sys.executable, "-m", "raftkv", "--timeout", "10s", *arguments],
+            env={**mine, **variables}, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
+            timeout=60,
+        )  # fmt: skip
+        return done.returncode, done.stdout, done.stderr
+
+    assert raftkv("put", "cli", "1", endpoint, *flags) == (0, "OK\n", "")
+    for prefix in ("RAFTKV_", "ETCDCTL_"):
+        variables = {f"{prefix}{name}": path for name, path in names.items()}
+        shown = raftkv("get", "cli", **variables, **{f"{prefix}ENDPOINTS": f"https://{secured.endpoint}"})
+        assert shown == (0, "cli\n1\n", "")
+        assert raftkv(*flags, endpoint, "get", "cli", **{f"{prefix}CACERT": "nosuch"}) == shown
+    for words in ("status", "status --cluster", "health", "hash", "lease list", "member list", "defrag"):
+        assert raftkv(*words.split(), endpoint, *flags)[::2] == (0, ""), words
+    code, out, _ = raftkv("lease", "grant", "100", "-o", "json", endpoint, *flags)
+    assert code == 0
+    lease = f"{json.loads(out)['ID']:x}"
+    assert raftkv("lease", "keep-alive", "--once", lease, endpoint, *flags)[0] == 0
+    assert raftkv("lease", "revoke", lease, endpoint, *flags)[0] == 0
+    assert raftkv("snapshot", "save", str(tmp_path / "snap"), endpoint, *flags)[0] == 0
+    # A command that is run under it gets there as well.
+    script = f"{sys.executable} -m raftkv get cli --print-value-only; exit 9"
+    assert raftkv("lock", "l", endpoint, *flags, "--", "sh", "-c", script) == (9, "1\n", "")
+    code, out, error = raftkv("watch", "cli", "--rev", "1", endpoint, *flags, "--", "sh", "-c", script)
+    assert (code, out) == (1, "PUT\ncli\n1\n1\n"), error
+    # What does not fit is said.
+    for words in ("get cli", "status", "snapshot save nothing"):
+        code, out, error = raftkv(*words.split(), endpoint, "--timeout", "2s")
+        assert (code, out) == (1, ""), words
+        assert "CERTIFICATE_VERIFY_FAILED" in error, words
+    assert not Path("nothing.part").exists()
 
 
 async def test_the_bytes_of_the_files_do_as_well(secured: Secured) -> None:

@@ -21,6 +21,7 @@ from raftkv.cli.following import show
 from raftkv.cli.guards import Guard, GuardType
 from raftkv.cli.options import LeaseId, Settings, TimeToLive
 from raftkv.cli.txn import operation
+from raftkv.cli.watch import watch
 
 NOWHERE = ["--endpoints", "127.0.0.1:1", "--timeout", "300ms"]
 
@@ -43,6 +44,10 @@ NOWHERE = ["--endpoints", "127.0.0.1:1", "--timeout", "300ms"]
         (["txn", "--guard", f"k:{1 << 63}"], "a token is a revision, from 1 to"),
         (["watch"], "Missing argument 'KEY'"),
         (["watch", "a", "b", "--prefix"], "--prefix takes one key"),
+        (["watch", "a", "--"], "COMMAND is missing: nothing follows --"),
+        (["watch", "--prefix", "--", "-a", "--"], "COMMAND is missing: nothing follows --"),
+        (["watch", "--"], "Missing argument 'KEY'"),
+        (["watch", "a", "b", "date"], "goes after --: watch KEY [RANGE_END] -- COMMAND"),
         (["watch", "a", "--rev", "-1"], "-1 is not in the range"),
         (["watch", "a", "--filter", "nopt"], "'nopt' is not one of 'noput', 'nodelete'"),
         (["watch", "a", "--filter", "noput", "--filter", "nodelete"], "leave nothing to show; choose one"),
@@ -84,9 +89,30 @@ def test_a_command_that_is_not_there_is_not_waited_for(tmp_path: Path) -> None:
     plain = tmp_path / "plain"
     plain.touch()
     for command, code in (("nosuch-command", 127), (str(tmp_path / "nosuch"), 127), (str(plain), 126)):
-        result = CliRunner().invoke(cli, [*NOWHERE, "lock", "n", "--", command], standalone_mode=False)
-        assert result.return_value == code
-        assert result.stderr.startswith(f"Error: {command}: ")
+        for words in (["lock", "n"], ["watch", "k"]):
+            result = CliRunner().invoke(cli, [*NOWHERE, *words, "--", command], standalone_mode=False)
+            assert result.return_value == code
+            assert result.stderr.startswith(f"Error: {command}: ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "key", "range_end", "prefix", "command"),
+    [
+        (["a"], "a", None, False, ()),
+        (["a", "--", "date"], "a", None, False, ("date",)),
+        (["a", "b", "--", "sh", "-c", "x", "--", "y"], "a", "b", False, ("sh", "-c", "x", "--", "y")),
+        (["--prefix", "a", "--", "echo", "--prefix"], "a", None, True, ("echo", "--prefix")),
+        (["a", "--rev", "5", "--", "date"], "a", None, False, ("date",)),
+        (["--", "-a"], "-a", None, False, ()),
+        (["--", "-a", "-b"], "-a", "-b", False, ()),
+        (["--prefix", "--", "-a", "--", "date", "-u"], "-a", None, True, ("date", "-u")),
+    ],
+)
+def test_what_a_watch_is_told(
+    arguments: list[str], key: str, range_end: str | None, prefix: bool, command: tuple[str, ...]
+) -> None:
+    told = watch.make_context("watch", arguments).params
+    assert (told["key"], told["range_end"], told["prefix"], told["command"]) == (key, range_end, prefix, command)
 
 
 def test_words_and_what_they_mean() -> None:
@@ -109,6 +135,7 @@ PUT = common_pb2.Event(
     kv=common_pb2.KeyValue(key=b"k", value=b"\xff\n", create_revision=5, mod_revision=6, version=2),
     prev_kv=common_pb2.KeyValue(key=b"k", value=b"1", create_revision=5, mod_revision=5, version=1),
 )
+HEADER_FIELDS = b'"ClusterID" : 1\n"MemberID" : 2\n"Revision" : 7\n"RaftTerm" : 3\n'
 EXPIRED = common_pb2.Event(type=common_pb2.Event.DELETE, kv=common_pb2.KeyValue(key=b"k", mod_revision=7), expired=True)
 
 
@@ -125,6 +152,14 @@ def test_events_as_etcdctl_shows_them(capfdbinary: pytest.CaptureFixture[bytes])
     answer = json.loads(shown(capfdbinary, "json"))
     assert list(answer) == ["Header", "Events", "CompactRevision", "Canceled", "Created"]
     assert answer["Events"][1] == {"type": 1, "kv": {"key": "aw==", "mod_revision": 7}}
+    assert shown(capfdbinary, "fields", empty=True) == b"progress notify: 7\n" + HEADER_FIELDS
+    assert shown(capfdbinary, "fields") == HEADER_FIELDS + (
+        b'"Type" : PUT\n"PrevKey" : "k"\n"PrevCreateRevision" : 5\n"PrevModRevision" : 5\n"PrevVersion" : 1\n'
+        b'"PrevValue" : "1"\n"PrevLease" : 0\n"Key" : "k"\n"CreateRevision" : 5\n"ModRevision" : 6\n"Version" : 2\n'
+        b'"Value" : "\\xff\\n"\n"Lease" : 0\n'
+        b'"Type" : DELETE\n"Key" : "k"\n"CreateRevision" : 0\n"ModRevision" : 7\n"Version" : 0\n'
+        b'"Value" : ""\n"Lease" : 0\n'
+    )
     table = shown(capfdbinary, "table").decode().splitlines()
     assert table[3].split() == ["|", "PUT", "|", "k", "|", "\\\\xff\\n", "|", "6", "|", "1", "|"]
     assert table[4].split() == ["|", "EXPIRE", "|", "k", "|", "|", "7", "|", "|"]

@@ -6,11 +6,14 @@ import importlib.util
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import click
 import pytest
 
 from raftkv import cli
+from raftkv.cli.options import Settings
+from raftkv.cli.secure import PARAMETERS, secure_from
 
 HEAVY = (
     "grpc",
@@ -25,7 +28,7 @@ HEAVY = (
 )
 
 
-def command(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+def command(*arguments: str, cwd: Path | None = None, **variables: str) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAFTKV_", "ETCDCTL_"))}
     return subprocess.run(
         [sys.executable, "-m", "raftkv", *arguments],
@@ -35,6 +38,7 @@ def command(*arguments: str, **variables: str) -> subprocess.CompletedProcess[st
         stdin=subprocess.DEVNULL,
         timeout=30,
         check=False,
+        cwd=cwd,
     )
 
 
@@ -99,6 +103,68 @@ def test_what_fails_is_1_with_one_line() -> None:
     assert shown.stdout == ""
     assert shown.stderr.startswith("Error: no endpoint could be reached: 127.0.0.1:1")
     assert shown.stderr.count("\n") == 1
+
+
+PEM = "-----BEGIN CERTIFICATE-----\n"
+SECURE = "https://127.0.0.1:1"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variables", "text"),
+    [
+        (["--cacert", "nosuch"], {}, "Invalid value for --cacert: cannot read 'nosuch': No such file or directory"),
+        (["--cacert", "."], {}, "Invalid value for --cacert: cannot read '.': Is a directory"),
+        (["--cacert", "empty"], {}, "Invalid value for --cacert: 'empty': no certificate in PEM form in it"),
+        (["--cert", "pem"], {}, "Invalid value for --key: missing: a certificate and its private key go together"),
+        (["--key", "pem"], {}, "Invalid value for --cert: missing"),
+        (["--cert", "pem", "--key", "pem"], {}, "Invalid value for --key: 'pem': no private key in PEM form in it"),
+        (["--key", ""], {}, "Invalid value for '--key': is empty"),
+        ([], {"RAFTKV_CACERT": "nosuch", "ETCDCTL_CACERT": "pem"}, "Invalid value for RAFTKV_CACERT: cannot read"),
+        ([], {"ETCDCTL_CERT": "pem", "ETCDCTL_KEY": "nosuch"}, "Invalid value for ETCDCTL_KEY: cannot read 'nosuch'"),
+        (
+            ["--cacert", "pem", "--endpoints", "http://127.0.0.1:1"],
+            {},
+            "--cacert is for TLS, and the endpoint http://127.0.0.1:1 is one without",
+        ),
+        (["--endpoints", "http://127.0.0.1:1,https://127.0.0.1:2"], {}, "is an endpoint without TLS"),
+    ],
+)
+@pytest.mark.parametrize("before", [True, False])
+def test_what_is_wrong_with_a_file_for_tls_names_its_flag(
+    arguments: list[str], variables: dict[str, str], text: str, before: bool, tmp_path: Path
+) -> None:
+    (tmp_path / "pem").write_text(PEM)
+    (tmp_path / "empty").touch()
+    words = [*arguments, "get", "a"] if before else ["get", "a", *arguments]
+    shown = command(*words, cwd=tmp_path, **variables)
+    assert (shown.returncode, shown.stdout) == (2, "")
+    assert text in shown.stderr.replace("\n", " ")
+    assert "Traceback" not in shown.stderr
+
+
+def test_who_speaks_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("CACERT", "CERT", "KEY"):
+        monkeypatch.delenv(f"RAFTKV_{name}", raising=False)
+        monkeypatch.delenv(f"ETCDCTL_{name}", raising=False)
+    given = dict.fromkeys(PARAMETERS)
+    (tmp_path / "pem").write_text(PEM)
+    assert secure_from(["127.0.0.1:1"], given) is None
+    assert secure_from(["http://127.0.0.1:1"], given) is None
+    plain = secure_from([SECURE], given)
+    assert plain is not None
+    assert (plain.tls.ca, plain.environment) == (None, {})
+    flagged = secure_from(["127.0.0.1:1"], {**given, "tls_cacert": "pem"})
+    assert flagged is not None
+    assert flagged.tls.ca == PEM.encode()
+    settings = Settings(endpoints=("127.0.0.1:1",), output="simple", timeout_s=1, hex=False, secure=flagged)
+    assert settings.environment(["127.0.0.1:1"]) == {
+        "RAFTKV_ENDPOINTS": SECURE,
+        "RAFTKV_CACERT": str(tmp_path / "pem"),
+    }
+    monkeypatch.setenv("ETCDCTL_CACERT", "pem")
+    assert secure_from(["127.0.0.1:1"], given) is not None
+    assert secure_from(["http://127.0.0.1:1"], given) is None
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import pytest
 from raftkv._pb import cluster_pb2, kv_pb2
 from raftkv.cli import output
 from raftkv.cli.cluster import readable, table_lines
+from raftkv.cli.fields import quoted
 from raftkv.cli.ranges import prefix_end, range_of
 from raftkv.local.status import NodeRow
 
@@ -44,6 +45,23 @@ def test_a_table_is_framed_as_etcdctls() -> None:
         "| 127.0.0.1:31379 | 2128421443 |",
         "+-----------------+------------+",
     ]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (b"", '""'),
+        (b'a "b" \\', r'"a \"b\" \\"'),
+        ("é € 😀".encode(), '"é € 😀"'),
+        (b"\a\b\f\n\r\t\v\0\x1f\x7f", r'"\a\b\f\n\r\t\v\x00\x1f\x7f"'),
+        (b"\xff\xe2\x82", r'"\xff\xe2\x82"'),
+        (b"\xed\xa0\x80", r'"\xed\xa0\x80"'),
+        ("\u00a0\u2028\ufeff\U000e0001".encode(), r'"\u00a0\u2028\ufeff\U000e0001"'),
+        ("\ufffd".encode(), '"\ufffd"'),
+    ],
+)
+def test_words_are_quoted_as_go_quotes_them(value: bytes, text: str) -> None:
+    assert quoted(value) == text
 
 
 @pytest.mark.parametrize(
