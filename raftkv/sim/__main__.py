@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections import Counter
+from functools import partial
 
 from raftkv.sim.run import Report, SeedFailed, run_seed
 
@@ -16,15 +18,17 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=100, help="how many seeds (default 100)")
     parser.add_argument("--ticks", type=float, default=200, help="how long faults go on in each (default 200)")
     parser.add_argument("--nodes", type=int, default=0, help="how many nodes (default: the seed decides)")
+    parser.add_argument("--coordination", action="store_true", help="with sessions, leases, locks and guards")
     parser.add_argument("--trace", action="store_true", help="print the last events of a seed that fails")
     parser.add_argument("--keep-going", action="store_true", help="do not stop at the first failure")
     args = parser.parse_args()
     seeds = [args.seed] if args.seed is not None else range(args.first, args.first + args.count)
     failed = 0
     reports = []
+    run = partial(run_seed, ticks=args.ticks, nodes=args.nodes, coordination=args.coordination, trace=args.trace)
     for seed in seeds:
         try:
-            reports.append(run_seed(seed, ticks=args.ticks, nodes=args.nodes, trace=args.trace))
+            reports.append(run(seed))
         except SeedFailed as fault:
             failed += 1
             print(f"seed {seed} FAILED: {fault}", file=sys.stderr)
@@ -37,15 +41,17 @@ def main() -> int:
 def _summary(reports: list[Report], failed: int) -> None:
     if len(reports) == 1:
         print(reports[0])
-    faults: dict[str, int] = {}
+    faults: Counter[str] = Counter()
+    coordination: Counter[str] = Counter()
     for report in reports:
-        for kind, count in report.faults.items():
-            faults[kind] = faults.get(kind, 0) + count
+        faults.update(report.faults)
+        coordination.update(report.coordination)
     print(
         f"{len(reports)} seeds held, {failed} failed; {sum(r.events for r in reports)} events, "
         f"{sum(r.entries for r in reports)} entries, {sum(r.acknowledged for r in reports)} acknowledged, "
         f"{sum(r.unknown for r in reports)} unknown, {sum(r.failed for r in reports)} failed, "
         f"{sum(r.terms for r in reports)} terms; faults: {dict(sorted(faults.items()))}"
+        + (f"; coordination: {dict(sorted(coordination.items()))}" if coordination else "")
     )
 
 

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from random import Random
 
 from raftkv.raft.config import RaftConfig
 from raftkv.raft.describe import event as describe_event
 from raftkv.raft.describe import message as describe_message
 from raftkv.raft.ready import Event
-from raftkv.raft.types import ConfState, NodeId, Role, SnapshotMeta
-from raftkv.replica.effects import Apply, Forward, PeerMessage, Persist
+from raftkv.raft.types import ConfState, Index, NodeId, Role, SnapshotMeta
+from raftkv.replica.effects import Apply, Forward, Persist
+from raftkv.server.asks import LeaseAnswer, LeaseAsk
 from raftkv.sim import operations
 from raftkv.sim.checkers import Invariants
+from raftkv.sim.clients import Coordination, CoordinationConfig
 from raftkv.sim.clock import TICK, Scheduler
+from raftkv.sim.coordination import CoordinationModel, Promises
 from raftkv.sim.faults import FaultMix, Faults
-from raftkv.sim.history import READS, Answer, History, Operation, Outcome, Violation
+from raftkv.sim.history import READS, Answer, History, Kind, Operation, Outcome, Violation
+from raftkv.sim.lease_port import NodeMessage
 from raftkv.sim.network import Network
 from raftkv.sim.node import NodeOptions, SimNode
+from raftkv.sim.requests import Call
 from raftkv.sim.workload import Workload
+from raftkv.state.commands import CommandKind
 from raftkv.state.store import MemoryStore
 
 TRACE_MAX = 4000
@@ -40,10 +46,12 @@ class SimConfig:
     keys: int = 4
     progress_checks: bool = True
     """Whether to compare what the leader believes of its followers with their disks."""
+    coordination: CoordinationConfig | None = None
+    """Clients with sessions, leases and locks, if there are any."""
 
     @classmethod
-    def drawn(cls, seed: int, nodes: int = 0) -> SimConfig:
-        """The run that belongs to `seed`; `nodes` 0: as many as it says."""
+    def drawn(cls, seed: int, nodes: int = 0, *, coordination: bool = False) -> SimConfig:
+        """The run that belongs to `seed`; `nodes` 0: as many as it says; `coordination`: with such clients."""
         random = Random(f"{seed}/config")
         raft = RaftConfig(
             heartbeat_ticks=2,
@@ -70,7 +78,7 @@ class SimConfig:
             lazy_turns=random.random() < 0.7,
         )
         faults = FaultMix.drawn(random)
-        return cls(
+        config = cls(
             nodes=nodes or random.choice((1, 2, 3, 3, 3, 4, 5, 5)),
             options=options,
             spares=random.choice((1, 2)) if faults.membership else 0,
@@ -78,6 +86,15 @@ class SimConfig:
             call_interval_ticks=random.choice((1.0, 3.0, 10.0)),
             keys=random.choice((1, 3, 8)),
         )
+        if coordination:
+            config.coordination = CoordinationConfig.drawn(random)
+            config.options.tick_s = config.coordination.tick_s
+            if random.random() < 0.5:
+                # A leader that was deposed believes in itself for long: that no lease ends early must not rest on it.
+                options.raft = replace(raft, check_quorum=False)
+            config.call_interval_ticks = 30.0  # the other clients are company, and not the matter
+            config.faults.interval_ticks *= 2  # a lock takes several calls, which are to come to something
+        return config
 
 
 class SimCluster:
@@ -91,7 +108,9 @@ class SimCluster:
         self.tracing = trace
         conf = ConfState(voters=tuple(range(1, config.nodes + 1)))
         self.invariants = Invariants(conf)
-        self.history = History()
+        self.model = CoordinationModel()
+        self.promises = Promises()
+        self.history = History(self.model)
         clocks = Random(f"{seed}/clocks")
         self.nodes: dict[NodeId, SimNode] = {}
         node_ids = range(1, config.nodes + config.spares + 1)
@@ -105,7 +124,15 @@ class SimCluster:
         self.faults = Faults(self, Random(f"{seed}/faults"), config.faults)
         self.workload = Workload(self, Random(f"{seed}/workload"), config.call_interval_ticks, config.keys)
         self._random = Random(f"{seed}/cluster")
+        self.coordination: Coordination | None = None
+        if config.coordination is not None:
+            chance = Random(f"{seed}/coordination")
+            self.coordination = Coordination(self, chance, config.coordination)
+            for node in self.nodes.values():
+                node.seconds_rate = 1 + config.coordination.rate_error * chance.uniform(-1, 1)
+                node.seconds_offset = chance.uniform(0, 1e6)
         self._by_payload: dict[bytes, Operation] = {}
+        self._expected: dict[Index, list[tuple[Operation | None, Answer, bool]]] = {}
         self._turns = 0
 
     # Running.
@@ -114,6 +141,11 @@ class SimCluster:
     def now_ticks(self) -> float:
         """Virtual time."""
         return self.scheduler.now / TICK
+
+    @property
+    def now_s(self) -> float:
+        """Virtual time as leases count it."""
+        return self.now_ticks * self.config.options.tick_s
 
     def start(self) -> None:
         """Start all nodes."""
@@ -174,10 +206,11 @@ class SimCluster:
 
     # World: what a node does.
 
-    def send(self, node: SimNode, receiver: NodeId, message: PeerMessage) -> None:
+    def send(self, node: SimNode, receiver: NodeId, message: NodeMessage) -> None:
         if self.tracing:
             self.note(f"{node.id} -> {receiver}  {show(message)}")
-        self.invariants.sending(node, receiver, message)
+        if not isinstance(message, LeaseAsk | LeaseAnswer):  # these promise nothing about the log
+            self.invariants.sending(node, receiver, message)
         self.network.send(node.id, receiver, message)
 
     def send_snapshot(self, node: SimNode, receiver: NodeId, meta: SnapshotMeta, state: MemoryStore) -> None:
@@ -212,9 +245,39 @@ class SimCluster:
     def applying(self, node: SimNode, apply: Apply) -> None:
         if not self.invariants.applying(node, apply.entry):
             return
-        commands = [command for group in apply.groups for command in group.commands]
-        carried = [self._by_payload[command.payload] for command in commands]
-        self.history.applied(apply.entry.index, carried)
+        entry, expected = apply.entry, []
+        for group in apply.groups:
+            for command in group.commands:
+                operation = self._by_payload.get(command.payload)
+                alive = True
+                if operation is None:  # by the leader
+                    answer = self.model.lead(command.kind, command.payload, entry.term)
+                    stale = " of another term" if answer[1] is not None else ""
+                    self.promises.count(f"{CommandKind(command.kind).name.lower()}{stale}")
+                else:
+                    if isinstance(operation.request, Call):
+                        alive = operation.request.session in self.model.sessions
+                    self.history.applied(entry.index, [operation])
+                    assert operation.witness is not None, "what is replayed has an answer"
+                    answer = operation.witness
+                expected.append((operation, answer, alive))
+        self._expected[entry.index] = expected
+        ended, self.model.ended = self.model.ended, []
+        for lease, expired in ended:
+            self.note(f"lease    {lease} {'expires' if expired else 'is revoked'} in entry {entry.index}")
+            self.promises.lease_ended(lease, expired, self.now_s)
+
+    def executed(self, node: SimNode, apply: Apply, results: Sequence[Sequence[object]]) -> None:
+        expected = self._expected.pop(apply.entry.index, None)
+        if not expected:
+            return  # it was not the first to apply this
+        answers = [operations.answer(result) for group in results for result in group]
+        for (operation, witness, alive), answer in zip(expected, answers, strict=True):
+            if operation is not None and operation.request is not None:
+                self.promises.executed(operation.request, answer, alive)
+            if answer != witness:
+                what = operation or f"what a leader proposed in entry {apply.entry.index}"
+                raise Violation("K1", f"the log says {witness}, node {node.id} finds {answer}: {what}")
 
     def applied(self, node: SimNode) -> None:
         self.invariants.applied(node)
@@ -228,17 +291,27 @@ class SimCluster:
     def told(self, operation: Operation, outcome: Outcome, answer: Answer | None) -> None:
         if operation.outcome is Outcome.UNKNOWN:
             return  # the client had gone
+        if operation.kind is Kind.RENEW:
+            operation.outcome, operation.answer = outcome, answer
+        else:
+            self._told(operation, outcome, answer)
+        self.note(f"client   {operation}")
+        if operation.then is not None:
+            then = operation.then
+            self.scheduler.after(0, lambda: then(operation))  # not within the turn of the node
+
+    def _told(self, operation: Operation, outcome: Outcome, answer: Answer | None) -> None:
         if operation.index > self.invariants.committed_max:
             raise Violation("D1", f"entry {operation.index} is answered, but no leader has committed it: {operation}")
         self.history.returned(operation, outcome, answer)
         self.workload.saw(operation)
-        self.note(f"client   {operation}")
 
     def called(self, operation: Operation) -> None:
         """A client begins."""
-        if operation.kind not in READS:
-            self._by_payload[operations.payload(operation)] = operation
-        self.history.called(operation)
+        if operation.kind is not Kind.RENEW:
+            if operation.kind not in READS:
+                self._by_payload[operations.command(operation)[1]] = operation
+            self.history.called(operation)
         self.note(f"client   {operation}")
 
     def happened(self, node: SimNode, event: Event) -> None:
@@ -254,13 +327,13 @@ class SimCluster:
     def up(self, node: NodeId) -> bool:
         return self.nodes[node].up
 
-    def arrived(self, sender: NodeId, receiver: NodeId, message: PeerMessage) -> None:
+    def arrived(self, sender: NodeId, receiver: NodeId, message: NodeMessage) -> None:
         node = self.nodes[receiver]
-        node.do(lambda: node.replica.receive(sender, message))
+        node.do(lambda: node.receive(sender, message))
 
     def connected(self, node: NodeId, peer: NodeId) -> None:
         self.note(f"{node} connected to {peer}")
-        self.nodes[node].do(lambda: self.nodes[node].replica.connected(peer))
+        self.nodes[node].do(lambda: self.nodes[node].connected(peer))
 
     def broken(self, node: NodeId, peer: NodeId) -> None:
         self.nodes[node].do(lambda: self.nodes[node].replica.disconnected(peer))
@@ -290,9 +363,11 @@ def describe(node: SimNode) -> str:
     )
 
 
-def show(message: PeerMessage) -> str:
+def show(message: NodeMessage) -> str:
     """One message in a few words."""
     if isinstance(message, Forward):
         numbers = ", ".join(str(command.seq) for command in message.commands)
         return f"Forward term={message.term} life={message.incarnation & 0xFFFF:x} [{numbers}]"
+    if isinstance(message, LeaseAsk | LeaseAnswer):
+        return str(message)
     return describe_message(message)

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import enum
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+
+from raftkv.sim.requests import Request
 
 
 class Violation(AssertionError):
@@ -34,6 +36,10 @@ class Kind(enum.Enum):
     READ = "read"
     SCAN = "scan"
     """A read of all keys at one revision."""
+    COMMAND = "command"
+    """What `request` says: of sessions, and what is done within one."""
+    RENEW = "renew"
+    """A keepalive of a lease."""
 
 
 READS = (Kind.READ, Kind.SCAN)
@@ -71,11 +77,15 @@ class Operation:
     floor: int = 0  # the greatest revision that anybody had been told of when it began
     witness: Answer | None = None  # what the replay of the log says
     index: int = 0  # the entry that carried it
+    request: Request | None = None  # of COMMAND and RENEW
+    then: Callable[[Operation], None] | None = None  # for whoever waits for the outcome
 
     def __str__(self) -> str:
         what = f"#{self.id} {self.kind.value} {self.key.decode()!r}"
         if self.kind is Kind.SWAP:
             what += f" if version={self.expected}"
+        if self.request is not None:
+            what = f"#{self.id} {self.request}"
         if self.value:
             what += f" = {self.value.decode()!r}"
         return f"{what} on node {self.node}: {self.outcome.value} {self.answer or ''}".rstrip()
@@ -89,19 +99,19 @@ class Model:
         self._items: dict[bytes, Item] = {}
         self._past: dict[bytes, tuple[list[int], list[Item | None]]] = {}
 
-    def apply(self, operation: Operation) -> Answer:
-        """What a write answers."""
+    def apply(self, operation: Operation, index: int) -> Answer:
+        """What a write in the entry `index` answers."""
         key, before = operation.key, self._items.get(operation.key)
         if operation.kind is Kind.PUT:
-            return self._put(key, operation.value), before if operation.wants_previous else None
+            return self.put(key, operation.value), before if operation.wants_previous else None
         if operation.kind is Kind.DELETE:
             if before is None:
                 return self.revision, None
-            self._set(key, None)
+            self.delete([key])
             return self.revision, before
         assert operation.kind is Kind.SWAP, f"{operation.kind} is no write"
         if operation.expected == (before[4] if before else 0):
-            return self._put(key, operation.value), True
+            return self.put(key, operation.value), True
         return self.revision, before
 
     def read(self, operation: Operation, revision: int) -> object:
@@ -111,17 +121,27 @@ class Model:
         items = (self._at(key, revision) for key in sorted(self._past))
         return tuple(item for item in items if item is not None)
 
-    def _put(self, key: bytes, value: bytes) -> int:
+    def item(self, key: bytes) -> Item | None:
+        """What a key is now."""
+        return self._items.get(key)
+
+    def put(self, key: bytes, value: bytes) -> int:
+        """Write a key; the revision that it makes."""
         before, revision = self._items.get(key), self.revision + 1
-        self._set(key, (key, value, before[2] if before else revision, revision, before[4] + 1 if before else 1))
+        self.revision = revision
+        item = (key, value, before[2] if before else revision, revision, before[4] + 1 if before else 1)
+        self._items[key] = item
+        self._remember(key, item)
         return revision
 
-    def _set(self, key: bytes, item: Item | None) -> None:
+    def delete(self, keys: Iterable[bytes]) -> None:
+        """Take out keys that are there, in one revision."""
         self.revision += 1
-        if item is None:
+        for key in keys:
             del self._items[key]
-        else:
-            self._items[key] = item
+            self._remember(key, None)
+
+    def _remember(self, key: bytes, item: Item | None) -> None:
         revisions, items = self._past.setdefault(key, ([], []))
         revisions.append(self.revision)
         items.append(item)
@@ -135,14 +155,20 @@ class Model:
 class History:
     """Takes what happens as it happens, and raises `Violation` at the first thing that must not be."""
 
-    def __init__(self) -> None:
-        self.model = Model()
+    def __init__(self, model: Model | None = None) -> None:
+        self.model = model or Model()
         self.operations: list[Operation] = []
         self._told = 1  # the greatest revision that any client was told of
 
+    @property
+    def told(self) -> int:
+        """The greatest revision that any client was told of."""
+        return self._told
+
     def called(self, operation: Operation) -> None:
         """A client begins."""
-        operation.floor = self._told
+        # A call that is repeated has the answer of its first time; whoever repeats it knows when that was.
+        operation.floor = 0 if operation.kind is Kind.COMMAND else self._told
         self.operations.append(operation)
 
     def applied(self, index: int, operations: Sequence[Operation]) -> None:
@@ -152,7 +178,7 @@ class History:
                 raise Violation("X1", f"applied twice, in entries {operation.index} and {index}: {operation}")
             if operation.outcome is Outcome.FAILED:
                 raise Violation("K3", f"applied in entry {index} after it had failed for certain: {operation}")
-            operation.witness = self.model.apply(operation)
+            operation.witness = self.model.apply(operation, index)
             operation.index = index
 
     def returned(self, operation: Operation, outcome: Outcome, answer: Answer | None = None) -> None:

@@ -17,8 +17,12 @@ from random import Random
 from typing import Protocol
 
 from raftkv.raft.types import NodeId
-from raftkv.replica.effects import Forward, PeerMessage
+from raftkv.replica.effects import Forward
+from raftkv.server.asks import LeaseAnswer, LeaseAsk
 from raftkv.sim.clock import TICK, Scheduler
+from raftkv.sim.lease_port import NodeMessage
+
+_BY_STREAM = (Forward, LeaseAsk, LeaseAnswer)  # these rest on the order of a stream, or might
 
 Link = tuple[NodeId, NodeId]
 """Sender and receiver."""
@@ -30,7 +34,7 @@ class Endpoints(Protocol):
     def up(self, node: NodeId) -> bool:
         """Whether its process is there to accept a connection."""
 
-    def arrived(self, sender: NodeId, receiver: NodeId, message: PeerMessage) -> None:
+    def arrived(self, sender: NodeId, receiver: NodeId, message: NodeMessage) -> None:
         """A message is there."""
 
     def connected(self, node: NodeId, peer: NodeId) -> None:
@@ -61,7 +65,7 @@ class Weather:
 
 @dataclass(slots=True, eq=False)
 class _Flight:
-    message: PeerMessage
+    message: NodeMessage
     gone: bool = False  # lost, or arrived
 
 
@@ -97,14 +101,14 @@ class Network:
 
     # Sending.
 
-    def send(self, sender: NodeId, receiver: NodeId, message: PeerMessage) -> None:
+    def send(self, sender: NodeId, receiver: NodeId, message: NodeMessage) -> None:
         """Send on the stream; without one the message is lost, and consensus or `connected` repeats it."""
         self.sent += 1
         stream = self._streams.get((sender, receiver))
         if stream is None:
             return  # no such node (any more)
         weather, random = self.weather, self._random
-        if weather.loose and not isinstance(message, Forward) and random.random() < weather.loose:
+        if weather.loose and not isinstance(message, _BY_STREAM) and random.random() < weather.loose:
             self._send_alone(sender, receiver, message)
             return
         if not stream.open:
@@ -115,7 +119,7 @@ class Network:
         stream.last_at = max(stream.last_at, self._scheduler.now + delay)
         self._plan(stream, flight, stream.last_at - self._scheduler.now)
 
-    def _send_alone(self, sender: NodeId, receiver: NodeId, message: PeerMessage) -> None:
+    def _send_alone(self, sender: NodeId, receiver: NodeId, message: NodeMessage) -> None:
         weather, random = self.weather, self._random
         if random.random() < weather.lost:
             return
@@ -123,7 +127,7 @@ class Network:
             delay = random.randint(1, max(1, weather.late_ticks * TICK))
             self._scheduler.after(delay, lambda: self._arrive_alone(sender, receiver, message))
 
-    def _arrive_alone(self, sender: NodeId, receiver: NodeId, message: PeerMessage) -> None:
+    def _arrive_alone(self, sender: NodeId, receiver: NodeId, message: NodeMessage) -> None:
         if (sender, receiver) not in self.cut:
             self._endpoints.arrived(sender, receiver, message)
 
@@ -176,7 +180,7 @@ class Network:
             self._scheduler.after(delay, lambda node=node, peer=peer: self._endpoints.broken(node, peer))  # type: ignore[misc]
         self._reconnect_later(stream)
 
-    def _arrive_late(self, stream: _Stream, message: PeerMessage) -> None:
+    def _arrive_late(self, stream: _Stream, message: NodeMessage) -> None:
         if (stream.sender, stream.receiver) not in self.cut:
             self._endpoints.arrived(stream.sender, stream.receiver, message)
 

@@ -16,18 +16,26 @@ from raftkv.raft.core import Raft
 from raftkv.raft.messages import InstallSnapshot
 from raftkv.raft.ready import Event
 from raftkv.raft.types import ConfState, Entry, EntryKind, Index, NodeId, Role, SnapshotMeta, Term
-from raftkv.replica.effects import Answers, Apply, PeerMessage, Persist
+from raftkv.replica.effects import Answers, Apply, Persist
 from raftkv.replica.proposals import Pending
 from raftkv.replica.replica import Replica
+from raftkv.server.asks import LeaseAnswer, LeaseAsk
+from raftkv.server.leasing import Leasing
+from raftkv.server.lessor import LeaseLeft
 from raftkv.sim import operations
 from raftkv.sim.clock import TICK, NodeClock, Scheduler
 from raftkv.sim.disk import SimDisk, SimLog, SimState
-from raftkv.sim.history import READS, Answer, Operation, Outcome
+from raftkv.sim.history import READS, Answer, Kind, Operation, Outcome
+from raftkv.sim.lease_port import NodeMessage, SimPort, Waiting
+from raftkv.sim.requests import KeepAlive
 from raftkv.state.machine import StateMachine
+from raftkv.state.results import Done
 from raftkv.state.store import MemoryStore
 
 TICKS_AT_ONCE_MAX = 5
 """As in the runtime: a process that was paused catches up with so many ticks at most."""
+WORK_S = 0.1
+"""As in the runtime: how often the leader looks which leases have run out."""
 
 
 class PowerCut(Exception):
@@ -49,16 +57,19 @@ class NodeOptions:
     entry_bytes_max: int
     lazy_turns: bool
     """Whether several events may share a turn."""
+    tick_s: float = 0.01
+    """How long a tick is for leases and sessions: the longer, the more of an election fits into the life of one."""
 
 
 class World(Protocol):
     """What a node does to the rest."""
 
-    def send(self, node: SimNode, receiver: NodeId, message: PeerMessage) -> None: ...
+    def send(self, node: SimNode, receiver: NodeId, message: NodeMessage) -> None: ...
     def send_snapshot(self, node: SimNode, receiver: NodeId, meta: SnapshotMeta, state: MemoryStore) -> None: ...
     def persisting(self, node: SimNode, persist: Persist) -> None: ...
     def committing(self, node: SimNode) -> None: ...
     def applying(self, node: SimNode, apply: Apply) -> None: ...
+    def executed(self, node: SimNode, apply: Apply, results: Sequence[Sequence[object]]) -> None: ...
     def applied(self, node: SimNode) -> None: ...
     def turn_done(self, node: SimNode) -> None: ...
     def told(self, operation: Operation, outcome: Outcome, answer: Answer | None) -> None: ...
@@ -100,8 +111,13 @@ class SimNode:
         self._received: dict[Index, str] = {}
         self._names = 1
         self._compacting = False
+        self._ticks = 0
+        self.seconds_rate = 1.0
+        """The clock by which it keeps the time of leases, against true time; clocks agree about nothing else."""
+        self.seconds_offset = 0.0
         self.replica: Replica
         self.raft: Raft
+        self.leasing: Leasing
 
     @property
     def durable(self) -> SimLog:
@@ -128,6 +144,7 @@ class SimNode:
             commands_good=options.commands_good,
             entry_bytes_max=options.entry_bytes_max,
         )
+        self.leasing = Leasing(SimPort(self), self._seconds, incarnation, lambda ticket: ticket not in self.calls)
         self._turn_due = self._compacting = False
         self._received.clear()
         self.clock.start()
@@ -181,8 +198,22 @@ class SimNode:
         else:
             self.wake()
 
+    def after(self, delay: int, call: Callable[[], None]) -> None:
+        """Let something happen later, to whatever life there is then."""
+        self._scheduler.after(delay, lambda: self.do(call))
+
+    def _seconds(self) -> float:
+        return self.seconds_offset + self._scheduler.now / TICK * self.options.tick_s * self.seconds_rate
+
     def _tick(self) -> None:
-        self.do(lambda: self.replica.tick(), at_once=True)
+        self.do(self._pass_tick, at_once=True)
+
+    def _pass_tick(self) -> None:
+        self.replica.tick()
+        self.leasing.tick()
+        self._ticks += 1
+        if self._ticks % max(1, round(WORK_S / self.options.tick_s)) == 0:
+            self.leasing.work()
 
     def wake(self) -> None:
         """Take a turn soon: everything that arrives until then shares it."""
@@ -213,7 +244,8 @@ class SimNode:
             self._world.crashed(self)
 
     def _turn(self) -> None:
-        replica, world = self.replica, self._world
+        replica, world, leasing = self.replica, self._world, self.leasing
+        leasing.turn()
         while (effects := replica.take()) is not None:
             self._step()
             if effects.persist is not None:
@@ -225,7 +257,10 @@ class SimNode:
                 self._step()
             results = self._apply(effects.apply) if effects.apply else ()
             self._step()
+            if effects.apply:
+                leasing.applied()
             self._answer(replica.applied(effects.apply, results))
+            leasing.turn()
             for peer, _ in effects.send_snapshots:
                 self._send_snapshot(peer)
             world.turn_done(self)
@@ -282,6 +317,8 @@ class SimNode:
                 self.raft.apply_conf_change(apply.entry)
         results = self.machine.apply_many([(apply.entry.index, apply.entry.term, apply.groups) for apply in applies])
         self._state.written()
+        for apply, by_group in zip(applies, results, strict=True):
+            self._world.executed(self, apply, by_group)
         self._world.applied(self)
         self._compact_if_due()
         return results
@@ -293,9 +330,12 @@ class SimNode:
         if operation.kind in READS:
             self.calls[operation] = None
             self.replica.read(operation)
+        elif operation.kind is Kind.RENEW:
+            assert isinstance(operation.request, KeepAlive)
+            self.calls[operation] = None
+            self.leasing.ask(operation.request.lease, operation, renew=True)
         else:
-            payload = operations.payload(operation)
-            kind = operations.command_kind(operation)
+            kind, payload = operations.command(operation)
             self.calls[operation] = self.replica.propose(kind, payload, operation)
 
     def expire(self, operation: Operation) -> None:
@@ -310,15 +350,47 @@ class SimNode:
 
     def _answer(self, answers: Answers) -> None:
         for ticket, result in answers.results:
+            if isinstance(ticket, Waiting):
+                ticket.end(result)  # type: ignore[arg-type]  # a ticket and its result are one of each other's
+                continue
             assert isinstance(ticket, Operation)
             self._tell(ticket, Outcome.OK, operations.answer(result))
         for ticket in answers.reads:
+            if isinstance(ticket, Waiting):
+                ticket.end(Done(self.machine.revision))
+                continue
             assert isinstance(ticket, Operation)
             if ticket in self.calls:  # a read whose caller has gone is still served
                 self._tell(ticket, Outcome.OK, operations.read(self.machine, ticket))
         for ticket in answers.unknown:
+            if isinstance(ticket, Waiting):
+                ticket.end(None)
+                continue
             assert isinstance(ticket, Operation)
             self._tell(ticket, Outcome.UNKNOWN, None)
+
+    def send(self, peer: NodeId, message: LeaseAsk | LeaseAnswer) -> None:
+        """Send what the replica knows nothing of."""
+        self._world.send(self, peer, message)
+
+    def receive(self, sender: NodeId, message: NodeMessage) -> None:
+        """A message of a peer."""
+        if isinstance(message, LeaseAsk):
+            self.leasing.on_ask(sender, message)
+        elif isinstance(message, LeaseAnswer):
+            self.leasing.on_answer(message)
+        else:
+            self.replica.receive(sender, message)
+
+    def connected(self, peer: NodeId) -> None:
+        """The stream to a peer is new."""
+        self.replica.connected(peer)
+        self.leasing.connected(peer)
+
+    def renewed(self, operation: Operation, left: LeaseLeft) -> None:
+        """The leader has answered about a lease."""
+        if operation in self.calls:
+            self._tell(operation, Outcome.OK, (0, left.remaining_ms if left.granted_ms else 0))
 
     def _tell(self, operation: Operation, outcome: Outcome, answer: Answer | None) -> None:
         if self.calls.pop(operation, False) is not False:

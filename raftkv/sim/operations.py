@@ -14,20 +14,27 @@ from raftkv._pb.kv_pb2 import (
     TxnRequest,
     TxnResponse,
 )
+from raftkv._pb.lease_pb2 import LeaseGrantResponse, LeaseRevokeResponse
+from raftkv._pb.state_pb2 import SessionOpened
 from raftkv.sim.history import Answer, Item, Kind, Operation
+from raftkv.sim.requests import encode
 from raftkv.state.commands import CommandKind
 from raftkv.state.machine import StateMachine
+from raftkv.state.results import Done, Refusal
 
 _COMMAND = {Kind.PUT: CommandKind.PUT, Kind.DELETE: CommandKind.DELETE_RANGE, Kind.SWAP: CommandKind.TXN}
 
 
-def command_kind(operation: Operation) -> CommandKind:
-    """The kind of the command that a write becomes."""
-    return _COMMAND[operation.kind]
+def command(operation: Operation) -> tuple[CommandKind, bytes]:
+    """The command that a write becomes; unlike any other's, for it ends with its number as an unknown field."""
+    if operation.request is not None:
+        kind, data = encode(operation.request)
+    else:
+        kind, data = _COMMAND[operation.kind], _payload(operation)
+    return kind, data + _varint(1000 << 3) + _varint(operation.id)
 
 
-def payload(operation: Operation) -> bytes:
-    """The bytes of a write; unlike any other operation's, because they end with its number as an unknown field."""
+def _payload(operation: Operation) -> bytes:
     key, value = operation.key, operation.value
     request: PutRequest | DeleteRangeRequest | TxnRequest
     if operation.kind is Kind.PUT:
@@ -40,7 +47,7 @@ def payload(operation: Operation) -> bytes:
             success=[RequestOp(request_put=PutRequest(key=key, value=value))],
             failure=[RequestOp(request_range=RangeRequest(key=key))],
         )
-    return request.SerializeToString() + _varint(1000 << 3) + _varint(operation.id)
+    return request.SerializeToString()
 
 
 def _varint(number: int) -> bytes:
@@ -63,11 +70,25 @@ def answer(result: object) -> Answer:
     if isinstance(result, DeleteRangeResponse):
         assert result.deleted == len(result.prev_kvs), "a deleted key comes with its value"
         return result.header.revision, _item(result.prev_kvs[0]) if result.prev_kvs else None
-    assert isinstance(result, TxnResponse), f"the state machine says {result}"
+    if not isinstance(result, TxnResponse):
+        return _answer_of_leases_and_sessions(result)
     if result.succeeded:
         return result.header.revision, True
     kvs = result.responses[0].response_range.kvs
     return result.header.revision, _item(kvs[0]) if kvs else None
+
+
+def _answer_of_leases_and_sessions(result: object) -> Answer:
+    if isinstance(result, Refusal):
+        return result.revision, result.code
+    if isinstance(result, SessionOpened):
+        return 0, (result.session, result.ttl_ms)
+    if isinstance(result, LeaseGrantResponse):
+        return result.header.revision, (result.ID, result.ttl_ms)
+    if isinstance(result, LeaseRevokeResponse):
+        return result.header.revision, None
+    assert isinstance(result, Done), f"the state machine says {result}"
+    return result.revision, None
 
 
 def read(machine: StateMachine, operation: Operation) -> Answer:

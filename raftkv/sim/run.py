@@ -6,9 +6,10 @@ faults on: safety is checked after each step  ->  faults off: the cluster must m
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from raftkv.raft.types import EntryKind
+from raftkv.sim.clients import Coordination
 from raftkv.sim.clock import TICK
 from raftkv.sim.cluster import SimCluster, SimConfig, describe
 from raftkv.sim.history import Kind, Outcome, Violation
@@ -19,6 +20,8 @@ from raftkv.state.store import MemoryStore
 HEAL_TICKS = 300
 """Within so many ticks after the last fault (election timeouts are 10 to 20), and one more for each caller that waits
 by then, every member must serve a write and a read, and every caller must have been answered."""
+LEASE_TTLS = 2
+"""A lease that nobody renews ends after its time, the grace, and a checkpoint's and an election's."""
 
 
 class SeedFailed(AssertionError):
@@ -39,24 +42,29 @@ class Report:
     failed: int
     terms: int
     faults: dict[str, int]
+    coordination: dict[str, int] = field(default_factory=dict)
 
 
-def run_seed(seed: int, *, ticks: float = 200, nodes: int = 0, trace: bool = False) -> Report:
+def run_seed(
+    seed: int, *, ticks: float = 200, nodes: int = 0, coordination: bool = False, trace: bool = False
+) -> Report:
     """Run one seed.
 
     Args:
         seed: decides everything.
         ticks: how long faults go on.
         nodes: how many, 0 for what the seed says.
+        coordination: with clients that have sessions, leases and locks.
         trace: keep the last events, to be part of the error.
     Raises:
         SeedFailed: an invariant broke, an assertion failed, or no progress was made.
     """
-    cluster = SimCluster(seed, SimConfig.drawn(seed, nodes), trace=trace)
+    cluster = SimCluster(seed, SimConfig.drawn(seed, nodes, coordination=coordination), trace=trace)
     try:
         drive(cluster, ticks)
     except Exception as fault:
         replay = f"python -m raftkv.sim --seed {seed} --ticks {ticks:g}" + (f" --nodes {nodes}" if nodes else "")
+        replay += " --coordination" if coordination else ""
         status = "\n".join(f"    node {node.id}: {describe(node)}" for node in cluster.nodes.values())
         story = "".join(f"\n{line}" for line in cluster.trace)
         raise SeedFailed(
@@ -75,6 +83,7 @@ def run_seed(seed: int, *, ticks: float = 200, nodes: int = 0, trace: bool = Fal
         failed=history.count(Outcome.FAILED),
         terms=max(node.raft.term for node in cluster.nodes.values()),
         faults=dict(cluster.faults.counts),
+        coordination=dict(cluster.promises.counts),
     )
 
 
@@ -82,13 +91,32 @@ def drive(cluster: SimCluster, ticks: float) -> None:
     """The three parts of a run."""
     cluster.start()
     cluster.workload.start()
+    if cluster.coordination is not None:
+        cluster.coordination.start()
     cluster.faults.start()
     cluster.run(ticks)
     cluster.workload.stop()
+    if cluster.coordination is not None:
+        cluster.coordination.stop()
     cluster.faults.stop()
     cluster.note("faults end")
+    if cluster.coordination is not None:
+        check_coordination(cluster, cluster.coordination)
     check_progress(cluster)
     check_agreement(cluster)
+    if cluster.coordination is not None:
+        cluster.coordination.check_ledgers(cluster.members()[0].machine)
+
+
+def check_coordination(cluster: SimCluster, coordination: Coordination) -> None:
+    """After the last fault: every call is answered, every lease ends, and all was done as often as was said."""
+    # Some are with nodes that are no members any more; and of the answers, some are lost.
+    calls_ticks = HEAL_TICKS + 10 * coordination.config.deadline_ticks
+    if not cluster.run_until(lambda: not coordination.waiting, calls_ticks):
+        raise Violation("V1", f"{coordination.waiting} calls are not answered long after the last fault")
+    longest_s = LEASE_TTLS * max(coordination.config.ttls_ms) / 1000
+    if not cluster.run_until(lambda: not cluster.model.leases, HEAL_TICKS + longest_s / coordination.config.tick_s):
+        raise Violation("L4", f"leases {sorted(cluster.model.leases)} have not ended long after their last renewal")
 
 
 def check_progress(cluster: SimCluster) -> None:
@@ -141,3 +169,6 @@ def check_agreement(cluster: SimCluster) -> None:
     for node in cluster.members():
         if list(node.machine.dump()) != expected:
             raise Violation("S1", f"node {node.id} has another state than a replay of the log")
+        model, machine = cluster.model, node.machine
+        if (machine.leases.keys(), machine.sessions.keys()) != (model.leases.keys(), model.sessions.keys()):
+            raise Violation("S1", f"node {node.id} has other leases or sessions than the log says")

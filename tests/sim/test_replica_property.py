@@ -187,9 +187,9 @@ class Replicas(RuleBasedStateMachine):
                 member.calls[operation] = None
                 member.replica.read(operation)
             else:
-                payload = operations.payload(operation)
+                command_kind, payload = operations.command(operation)
                 self.by_payload[payload] = operation
-                member.calls[operation] = member.replica.propose(operations.command_kind(operation), payload, operation)
+                member.calls[operation] = member.replica.propose(command_kind, payload, operation)
         self.turn(node)
 
     @rule(node=nodes)
