@@ -89,8 +89,9 @@ class SimConfig:
         if coordination:
             config.coordination = CoordinationConfig.drawn(random)
             config.options.tick_s = config.coordination.tick_s
-            if random.random() < 0.5:
-                # A leader that was deposed believes in itself for long: that no lease ends early must not rest on it.
+            if raft.pre_vote and random.random() < 0.5:
+                # A leader that was deposed believes in itself for longer: nothing about leases may rest on its doubts.
+                # Not without pre-votes: then who was removed would disturb for ever.
                 options.raft = replace(raft, check_quorum=False)
             config.call_interval_ticks = 30.0  # the other clients are company, and not the matter
             config.faults.interval_ticks *= 2  # a lock takes several calls, which are to come to something

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -159,6 +160,7 @@ def find(mutant: Patch, monkeypatch: pytest.MonkeyPatch, seeds_max: int, **run: 
     found = first_failure(seeds_max, **run)
     assert found is not None, f"{mutant.__name__}: {seeds_max} seeds noticed nothing"
     print(str(found).splitlines()[0])
+    assert re.search(r"python -m raftkv.sim --seed \d+ --ticks \d+ .*--coordination", str(found)), "how to replay it"
     broken = found.__cause__
     assert isinstance(broken, Violation), found
     assert broken.rule in (mutant.__doc__ or "").split(), found

@@ -27,6 +27,8 @@ def check_that_something_happened(reports: list[Report]) -> None:
     for what in (
         "calls repeated",
         "calls session_expired",
+        "calls stale_sequence",
+        "calls lease_not_found",
         "calls guard_failed",
         "guarded writes",
         "leases granted",
@@ -35,6 +37,7 @@ def check_that_something_happened(reports: list[Report]) -> None:
         "locks taken",
         "renewals",
         "renewals refused",
+        "lease_checkpoint",
     ):
         assert happened[what] >= len(reports) / 4, f"{what}: {happened[what]} times in {len(reports)} seeds"
 
