@@ -23,9 +23,10 @@ STREAM_BYTES_MAX = 256 * 1024
 LISTENER_BYTES_MAX = 256 * 1024
 
 RESPONSE_BYTES_MAX = 16 * 1024
-"""A response that has this much is not joined by later changes; one revision may be larger.
+"""A response that has this much takes no further revision; one revision may be larger.
 
-A client that does not read holds up one response, and that exists twice, here and in gRPC (ADR 0013).
+Of each client that does not read, or catches up, one response is under way, and exists twice, here and in gRPC: that
+of the large ones there were for those who catch up made up most of a node's memory (ADR 0013).
 """
 RESPONSE_CHANGES_MAX = 1000
 
@@ -82,20 +83,37 @@ class StreamBuffer:
         return min(self._bytes_max - self.bytes, BUFFERED_BYTES_MAX - self._hub.buffered_bytes)
 
     def take(self, watch: Watch, changes: Sequence[Change], through: int) -> None:
-        response = self._open.get(watch)
-        if response is None:
-            response = self._open[watch] = _Response(watch, *self.ids[watch])
-            self._queue.append(response)
         prev_kv = watch.prev_kv
         frames = [change.frame(prev_kv) for change in changes]
-        size = sum(map(len, frames))
-        response.frames += frames
-        response.size += size
-        response.through = through
-        self._count(size)
-        if response.size >= RESPONSE_BYTES_MAX or len(response.frames) >= RESPONSE_CHANGES_MAX:
-            del self._open[watch]
+        begin = 0
+        for end in self._ends(watch, changes, frames):
+            response = self._open.get(watch)
+            if response is None:
+                response = self._open[watch] = _Response(watch, *self.ids[watch])
+                self._queue.append(response)
+            part = frames[begin:end]
+            size = sum(map(len, part))
+            response.frames += part
+            response.size += size
+            response.through = through if end == len(changes) else changes[end].revision - 1
+            self._count(size)
+            if response.size >= RESPONSE_BYTES_MAX or len(response.frames) >= RESPONSE_CHANGES_MAX:
+                del self._open[watch]
+            begin = end
         self._changed.set()
+
+    def _ends(self, watch: Watch, changes: Sequence[Change], frames: Sequence[bytes]) -> Iterator[int]:
+        """Where responses end: with the revision that fills one, and the last with the changes."""
+        response = self._open.get(watch)
+        size, count = (response.size, len(response.frames)) if response is not None else (0, 0)
+        for number in range(1, len(changes)):
+            size += len(frames[number - 1])
+            count += 1
+            full = size >= RESPONSE_BYTES_MAX or count >= RESPONSE_CHANGES_MAX
+            if full and changes[number].revision != changes[number - 1].revision:
+                yield number
+                size = count = 0
+        yield len(changes)
 
     def cancelled(self, watch: Watch, compact_revision: int) -> None:
         watch_id = self.forget(watch)

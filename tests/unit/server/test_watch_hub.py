@@ -369,6 +369,28 @@ def test_fragments() -> None:
     assert (len(whole.events), whole.fragment, whole.watch_id) == (10, False, 1)
 
 
+def test_what_is_caught_up_with_comes_in_responses_of_bounded_size() -> None:
+    """Of each stream one is under way in gRPC, however far behind it is; and a revision is never torn."""
+    node = Node()
+    for _ in range(20):
+        puts = [PutRequest(key=b"%d" % number, value=bytes(RESPONSE_BYTES_MAX // 5)) for number in range(3)]
+        node.apply(TxnRequest(success=[RequestOp(request_put=put) for put in puts]))
+    client = Client(node)
+    client.watch(b"\0", b"\0", start_revision=2)
+    node.settle()
+    client.read()
+    assert len(client.events[0]) == 60
+    last = 1
+    for response in client.responses:
+        assert response.ByteSize() <= 2 * RESPONSE_BYTES_MAX
+        assert len(response.events) % 3 == 0
+        revisions = [event.kv.mod_revision for event in response.events]
+        assert revisions[0] == last + 1
+        last = revisions[-1]
+        assert response.header.revision == last
+    assert last == node.machine.revision
+
+
 def test_a_response_is_joined_by_later_changes_while_it_waits() -> None:
     node = Node()
     client = Client(node)
