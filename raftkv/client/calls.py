@@ -63,6 +63,8 @@ async def invoke(
     progress: _Progress | None = None
     try:
         while True:
+            if mutation and router.must_wait():
+                await _wait_for_leader(pool, deadline, progress)
             avoid = progress.tried if progress is not None else ()
             connection = router.pick(purpose, avoid)
             if connection is None:
@@ -138,6 +140,15 @@ async def _wait_for_connection(
             time_is_up = deadline is not None and pool.loop.time() >= deadline - 0.001
             kind = DeadlineExceeded if time_is_up else Unavailable
             raise kind(pool.unreachable(), code="UNREACHABLE", attempts=attempts)
+
+
+async def _wait_for_leader(pool: Pool, deadline: float | None, progress: _Progress | None) -> None:
+    """Etcd's leader is gone: nothing is sent before the next one is known."""
+    assert pool.loop is not None
+    if not await pool.wait_leader(None if deadline is None else deadline - pool.loop.time()):
+        attempts = progress.attempts if progress is not None else 0
+        text = "the leader is gone, and no other was known in time"
+        raise DeadlineExceeded(text, code="NO_LEADER", attempts=attempts)
 
 
 async def _after_failure(

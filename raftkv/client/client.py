@@ -84,8 +84,9 @@ class AsyncClient(KV, LeaseCalls, WatchCalls, LockCalls, ElectionCalls):
         namespace: a prefix that all keys get, and lose again in answers.
         consistency: of reads that do not say: "linearizable", or "serializable" (fast, perhaps stale).
         routing: "auto" sends what can be repeated (reads, and writes in a session) to the leader, and other writes to
-            another member, which survives the leader's death and knows what became of them; "leader" sends all to the
-            leader; "any" does not care.
+            another member, which survives the leader's death and knows what became of them (to etcd, whose followers
+            do not: to the leader too, and none while there is no leader); "leader" sends all to the leader; "any" does
+            not care.
         breaker: when an endpoint is left alone.
         event_hooks: callbacks by event: `attempt_failed`, `breaker`, `leader`, `connection`.
         channel_options: gRPC channel options; they win over the SDK's.

@@ -221,17 +221,23 @@ class Lookout:
         pool = self._pool
         pause_s = DISCOVERY_PAUSE_S
         while True:
+            known = pool.router.leader_id != 0 and not pool.router.leader_gone
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(None if pool.router.leader_id else pause_s):
+                async with asyncio.timeout(None if known else pause_s):
                     await self._discover.wait()
             self._discover.clear()
             ready = [c for c in pool.connections if c.is_ready() and not c.foreign]
+            if pool.router.leader_gone:  # a node that is frozen would hold up the round for all of its time
+                ready = [c for c in ready if not c.suspect]
             unknown = [c for c in ready if c.member_id == 0]
             # One who knows is enough for the leader, but several are asked: the first may be the one that is cut off.
             async with asyncio.TaskGroup() as group:
                 for connection in unknown or ready:
                     group.create_task(self._ask_status(connection))
-            pause_s = DISCOVERY_PAUSE_S if pool.router.leader_id else min(2 * pause_s, DISCOVERY_PAUSE_MAX_S)
+            if pool.router.leader_id:  # or the next one is on its way
+                pause_s = DISCOVERY_PAUSE_S
+            else:
+                pause_s = min(2 * pause_s, DISCOVERY_PAUSE_MAX_S)
             await asyncio.sleep(DISCOVERY_PAUSE_S)
 
     async def _ask_status(self, connection: Connection) -> None:
@@ -257,7 +263,11 @@ class Lookout:
         if status.isLearner is not connection.is_learner:
             connection.is_learner = status.isLearner
             pool.router.forget_choices()
+        if status.leader and not header.leader and not pool.is_raftkv:
+            pool.router.is_etcd(True)  # whose headers never name the leader
         pool.observe(connection, header)
         pool.observe_leader(max(status.raftTerm, header.raft_term), status.leader)
         if header.raft_term >= pool.router.term:
             pool.router.heard(connection)
+        if not pool.router.leader_gone:
+            pool.wake_waiters()

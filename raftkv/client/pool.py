@@ -33,6 +33,7 @@ from raftkv.client.tls import TLS
 
 LOG: Final = logging.getLogger("raftkv")
 
+HOLD_S: Final = 3.0  # at most so long do writes wait for etcd's next leader; by default it takes 1 to 2 s
 LAST_WORDS_S: Final = 2.5  # at most so long does closing wait for what the cluster should still be told
 
 # The process in which gRPC's threads were first started by this SDK. They do not survive a fork, and grpc.aio hangs
@@ -288,6 +289,31 @@ class Pool:
         self.enter()  # closed or failed meanwhile?
         return True
 
+    async def wait_leader(self, timeout_s: float | None) -> bool:
+        """Wait for the leader that follows one which is gone, `HOLD_S` at most; False when `timeout_s` passed first."""
+        assert self.loop is not None
+        held_until = self.loop.time() + HOLD_S
+        until = held_until if timeout_s is None else min(held_until, self.loop.time() + timeout_s)
+        while self.router.leader_gone:
+            now = self.loop.time()
+            if now >= held_until:
+                self.router.hold_no_more()
+                self.wake_waiters()
+            if now >= until:
+                return not self.router.leader_gone
+            self.leader_wanted()
+            waiter = self.loop.create_future()
+            self._waiters.append(waiter)
+            try:
+                async with asyncio.timeout_at(until):
+                    await waiter
+            except TimeoutError:
+                pass
+            finally:
+                self._waiters.remove(waiter)
+            self.enter()  # closed or failed meanwhile?
+        return True
+
     async def connect(self, timeout_s: float | None) -> None:
         """Wait until any endpoint is connected."""
         loop = self.enter()
@@ -303,8 +329,9 @@ class Pool:
         if member_id and member_id != connection.member_id:
             connection.member_id = member_id
             self.router.forget_choices()
-        if header.leader:
+        if header.leader and not self.is_raftkv:
             self.is_raftkv = True
+            self.router.is_etcd(False)
         term = header.raft_term
         router = self.router
         if term == router.term and header.leader == router.leader_id:
@@ -465,4 +492,5 @@ class Pool:
             self.lookout.discover()
         endpoint = leader.endpoint if leader is not None else None
         LOG.debug("raftkv client: member %x leads term %d", self.router.leader_id, self.router.term)
+        self.wake_waiters()
         self.hooks.fire("leader", LeaderSeen(self.router.leader_id, self.router.term, endpoint))

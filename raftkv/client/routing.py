@@ -13,6 +13,9 @@ What takes writes besides the leader needs recent evidence that it answers. When
 (another leader, a broken or silent node) a new *generation* begins, in which every node has to be heard of again: the
 leader of before may be frozen with all its connections open, and a write sent there would be lost from sight. Until
 another node has been heard of in this generation, the leader itself takes the writes.
+
+In a cluster of etcd writes go to the leader as well: its followers go on handing writes to a leader that is gone until
+they miss it, and say nothing of them for seconds. While the leader is gone, writes are held back for the next one.
 """
 
 from __future__ import annotations
@@ -44,10 +47,13 @@ class Router:
     __slots__ = (
         "_chosen",
         "_connections",
+        "_etcd",
         "_leader_preferred",
         "_random",
         "_routing",
+        "_unheld",
         "generation",
+        "leader_gone",
         "leader_id",
         "term",
     )
@@ -68,12 +74,17 @@ class Router:
         self.term = 0
         self.leader_id = 0
         self.generation = 0  # never below any connection's `heard_in`
+        self.leader_gone = False  # etcd's, and the next is not known yet: writes wait for it
+        self._etcd = False
+        self._unheld = (0, 0)  # (term, leader) for whose successor nobody waits any more
 
     def observe(self, term: int, leader_id: int) -> bool:
         """Take note of what an answer said. Returns whether the leader is news."""
         if term < self.term or (term == self.term and (leader_id in (0, self.leader_id))):
             return False
         changed = leader_id != self.leader_id
+        if leader_id:
+            self.leader_gone = False
         self.generation += 1
         self.term = term
         self.leader_id = leader_id
@@ -89,12 +100,36 @@ class Router:
         """Something happened to a node: what was known of the others has to be proven anew."""
         self.generation += 1
         self._chosen.clear()
+        self.must_wait()
+
+    def must_wait(self) -> bool:
+        """Whether writes have to wait for the leader that follows one which is gone."""
+        if self._etcd and not self.leader_gone and self._unheld != (self.term, self.leader_id):
+            leader = self.leader()
+            # One of whom we do not know yet who it is may be the leader.
+            perhaps = [leader] if leader is not None else [c for c in self._connections if not c.member_id]
+            self.leader_gone = not self.leader_id or any(c.suspect or not c.is_ready() for c in perhaps)
+        return self.leader_gone
+
+    def is_etcd(self, etcd: bool) -> None:
+        """Whether these nodes are etcd's."""
+        if etcd is not self._etcd and self._routing == "auto":
+            self._etcd = etcd
+            self._leader_preferred[Purpose.WRITE] = etcd
+            self._chosen.clear()
+
+    def hold_no_more(self) -> None:
+        """The leader is still the same: whoever waits for another goes on as if it were alive, out of our sight."""
+        self.leader_gone = False
+        self._unheld = (self.term, self.leader_id)
 
     def heard(self, connection: Connection) -> None:
         """The node behind `connection` gave a sign of life now."""
         if connection.heard_in != self.generation:
             connection.heard_in = self.generation
             self._chosen.clear()
+        if self.leader_gone and connection is self.leader() and connection.is_ready() and not connection.suspect:
+            self.leader_gone = False
 
     def leader(self) -> Connection | None:
         """The leader's connection, if the leader is known and among the endpoints."""

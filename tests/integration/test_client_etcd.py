@@ -244,6 +244,27 @@ async def test_reads_go_on_when_the_leader_is_killed_and_no_write_is_lost(client
     assert len(unknown) <= 2
 
 
+async def test_no_write_is_handed_to_etcd_while_its_leader_is_gone(etcd):
+    """A member that has not missed its leader yet would lose it, and say "request timed out" after seconds."""
+    seen, failed = asyncio.Event(), asyncio.Event()
+    hooks = {"leader": lambda _: seen.set(), "attempt_failed": lambda _: failed.set()}
+    async with AsyncClient(etcd.endpoints, timeout=20, event_hooks=hooks) as client:
+        await client.put("h", "0")
+        await seen.wait()
+        victim = await asyncio.to_thread(leader_index, etcd)
+        etcd.processes[victim].kill()
+        etcd.processes[victim].wait()
+        async with asyncio.TaskGroup() as group:
+            reading = group.create_task(client.get("h"))  # learns that the connection is broken, and goes elsewhere
+            noticed = group.create_task(failed.wait())
+            await asyncio.wait([reading, noticed], return_when=asyncio.FIRST_COMPLETED)
+            failed.set()
+            for number in range(20):
+                group.create_task(client.put(f"h/{number}", "x"))
+        etcd.processes[victim] = etcd.launch(victim)
+        assert len(await client.range("h/", prefix=True)) == 20
+
+
 async def test_a_frozen_member_is_left_behind(etcd):
     async with AsyncClient(etcd.endpoints, timeout=Timeout(total=5, attempt=0.3)) as client:
         await client.put("f", "1")

@@ -181,3 +181,57 @@ def test_health_requests_have_the_bytes_of_the_real_messages():
     assert encode_request("") == health_pb2.HealthCheckRequest().SerializeToString()
     for health in Health:
         assert decode_response(health_pb2.HealthCheckResponse(status=int(health)).SerializeToString()) is health
+
+
+def test_etcd_takes_writes_at_its_leader_and_none_while_it_is_gone():
+    router, (leader, follower, other) = make()
+    router.is_etcd(True)
+    assert router.pick(Purpose.WRITE) is leader
+    leader.suspect = True
+    router.doubt()
+    assert router.leader_gone
+    router.observe(2, leader.member_id)  # said by one that has not missed it yet
+    router.heard(follower)
+    assert router.leader_gone
+    router.observe(3, 0)
+    assert router.leader_gone
+    router.observe(3, other.member_id)
+    assert not router.leader_gone
+    assert router.pick(Purpose.WRITE) is other
+
+
+def test_nobody_waits_for_the_successor_of_a_leader_that_is_back_or_only_out_of_our_sight():
+    router, (leader, *others) = make()
+    router.is_etcd(True)
+    leader.ready = False
+    router.doubt()
+    leader.ready = True
+    router.heard(leader)
+    assert not router.leader_gone
+    leader.ready = False
+    router.doubt()
+    router.hold_no_more()
+    router.doubt()
+    assert not router.leader_gone
+    hear_all(router, others)
+    assert router.pick(Purpose.WRITE) in others
+    router.observe(3, 0)  # who won is not known yet
+    assert router.must_wait()
+    router.observe(3, 9)  # none of ours
+    assert not router.must_wait()
+    others[0].member_id, others[0].ready = 0, False
+    assert router.must_wait()  # it may be this one
+
+
+@pytest.mark.parametrize("routing", ["auto", "leader", "any"])
+def test_only_etcd_holds_writes_back_and_only_where_the_choice_is_left_to_us(routing):
+    router, (leader, *_) = make(routing)
+    if routing != "auto":
+        router.is_etcd(True)
+    else:
+        router.is_etcd(True)
+        router.is_etcd(False)  # known better now
+    leader.ready = False
+    router.doubt()
+    assert not router.leader_gone
+    assert router.pick(Purpose.WRITE) is not leader
