@@ -82,6 +82,8 @@ class Replica:
         self._applied_term = 0
         self._applied = raft.status().applied
         self._ticks = 0
+        self._commit = 0  # as of the last tick
+        self._commit_is_news = False  # it rose in the tick before
         self._unknown: list[object] = []
 
     # Events.
@@ -112,6 +114,17 @@ class Replica:
         if self._ticks % FORGET_TICKS == 0:
             self._proposals.forget_abandoned()
         self.raft.tick()
+        self._tell_commit()
+
+    def _tell_commit(self) -> None:
+        """Followers learn of a commit with the next append. When none came for a whole tick they are told: what they
+        apply, their watchers see, and a beat is a long time."""
+        commit = self.raft.log.commit
+        if commit > self._commit:
+            self._commit, self._commit_is_news = commit, True
+        elif self._commit_is_news:
+            self._commit_is_news = False
+            self.raft.notify_commit(self.raft.progress)
 
     def persisted(self, number: int) -> None:
         """The write `number`, and all before it, are on the disk."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from raftkv.raft.messages import Append, AppendReply, InstallSnapshot, ReadIndex, Vote, VoteReply
+from raftkv.raft.config import RaftConfig
+from raftkv.raft.messages import Append, AppendReply, Heartbeat, InstallSnapshot, ReadIndex, Vote, VoteReply
 from raftkv.raft.types import ConfState, EntryKind, Role, SnapshotMeta
-from raftkv.replica.effects import Forward
+from raftkv.replica.effects import Forward, PeerMessage
 from raftkv.replica.replica import Replica
 from raftkv.state.commands import Command, decode_batch
+from tests.unit.replica import nodes
 from tests.unit.replica.nodes import Node, Table
 
 
@@ -119,6 +121,35 @@ def test_everything_of_a_turn_is_one_entry(three: Table) -> None:
     assert three[1].payloads() == [[b"a", b"b", b"c", b"d"]]
     assert three[2].answered() == [b"a", b"b"]
     assert three[3].answered() == [b"c"]
+
+
+def test_followers_hear_of_a_commit_within_two_ticks_unless_an_append_carries_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Watches on followers saw a lone write only with the next beat."""
+    patient = RaftConfig(heartbeat_ticks=20, election_ticks=100, disk_stall_ticks=1000)
+    monkeypatch.setattr(nodes, "CONFIG", patient)
+    table = Table(3)
+    leader = table.elect(1)
+    table.tick(3)
+    leader.propose(b"a")
+    table.settle()
+    assert leader.payloads() == [[b"a"]]
+    assert [table[id].payloads() for id in (2, 3)] == [[], []]
+    table.tick(2)
+    assert [table[id].payloads() for id in (2, 3)] == [[[b"a"]], [[b"a"]]]
+
+    beats: list[PeerMessage] = []
+    for payload in (b"b", b"c", b"d", b"e"):  # in each tick one: each carries the commit of the one before
+        leader.propose(payload)
+        leader.turn()
+        beats += [message for _, message in leader.out if isinstance(message, Heartbeat)]
+        table.settle()
+        leader.replica.tick()
+        leader.turn()
+        beats += [message for _, message in leader.out if isinstance(message, Heartbeat)]
+        table.settle()
+    assert beats == []
 
 
 def test_while_an_entry_is_under_way_commands_gather(three: Table) -> None:
