@@ -223,6 +223,10 @@ def on_vote(raft: Raft, sender: NodeId, message: Vote) -> None:
         raft.event("vote_granted", by=sender)
         raft.send(sender, VoteReply(raft.term, True))
     else:
+        if raft.candidacy.delay >= 0:
+            # A majority would elect it, if not us: let that end. The leader to be would answer to our later term, and
+            # those who follow it would not help us to replace it.
+            raft.candidacy.delay = max(raft.candidacy.delay, raft.config.evidence_retry_ticks)
         raft.send(sender, VoteReply(raft.term, False, *_commit_known(raft)))
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from raftkv.raft.config import RaftConfig
-from raftkv.raft.messages import PreVote
-from raftkv.raft.types import Role
+from raftkv.raft.messages import PreVote, Vote
+from raftkv.raft.types import Entry, EntryKind, Role
 from tests.unit.raft.harness import Cluster
 
 
@@ -89,3 +89,26 @@ def test_the_first_in_turn_changes_with_the_term() -> None:
             node.raft.leader_unreachable(5)
         first |= {node.id for node in cluster if node.role is Role.PRE_CANDIDATE}
     assert first == {1, 2, 3, 4}
+
+
+def test_whoever_refuses_a_vote_lets_that_election_end_before_its_own() -> None:
+    """It campaigned in the moment in which the other had won, who stepped down for its later term; those who had heard
+    the other helped nobody, and half a second passed without a leader."""
+    config = RaftConfig(evidence_random_ticks=0, evidence_rank_ticks=2)
+    waiting = 0
+    for term in range(1, 6):
+        cluster = Cluster(5, config=config)
+        for node in cluster:
+            node.raft.become_follower(term, 5, "test")
+            node.raft.leader_unreachable(5)
+        for node in cluster:
+            delay = node.raft.candidacy.delay
+            if node.id == 5 or delay < 0:
+                continue
+            waiting += 1
+            shorter = Vote(term + 1, 0, 0)
+            node.raft.log.append([Entry(1, term, EntryKind.NORMAL, b"more than the candidate has")])
+            node.raft.step(node.id % 4 + 1, shorter)
+            assert node.raft.vote == 0
+            assert node.raft.candidacy.delay >= config.evidence_retry_ticks
+    assert waiting > 0
