@@ -21,7 +21,7 @@ from common import Report, arguments, cluster_of, cpu_s, kinds, spread
 
 from raftkv import AsyncClient, RaftkvError
 from raftkv.client.pipeline import Pipeline
-from raftkv.client.session import ServerSession
+from raftkv.client.session import ServerSession, Sessions
 from raftkv.local import AsyncLocalCluster
 
 Put = Callable[[bytes, bytes], Awaitable[int]]
@@ -46,6 +46,17 @@ class _NoSession(ServerSession):
 
     def take(self) -> int:
         return 0
+
+
+class _NoSessions(Sessions):
+    """Always room, and nothing is ever opened in the cluster."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._none = _NoSession()
+
+    def with_room(self) -> ServerSession:
+        return self._none
 
 
 class Way:
@@ -149,7 +160,7 @@ async def stream(cluster: AsyncLocalCluster, leader: str) -> AsyncIterator[Put]:
     async with AsyncClient(cluster.endpoints) as client:
         pool = client._context.pool
         pipeline = pool.parts["pipeline"] = Pipeline(pool)
-        pipeline._sessions.append(_NoSession())
+        pipeline._sessions = _NoSessions()
 
         async def put(key: bytes, value: bytes) -> int:
             return (await client.put(key, value)).revision
