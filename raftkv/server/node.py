@@ -14,10 +14,10 @@ import secrets
 import signal
 import sys
 
-import grpc
 import structlog
+import uvloop
 
-from raftkv._pb import raft_pb2_grpc, state_pb2
+from raftkv._pb import state_pb2
 from raftkv.raft.config import RaftConfig
 from raftkv.raft.core import Raft
 from raftkv.replica.replica import Replica
@@ -25,6 +25,7 @@ from raftkv.server import interpreter, logs, peers, services, transport
 from raftkv.server.config import NodeConfig
 from raftkv.server.errors import RequestError
 from raftkv.server.health import Health
+from raftkv.server.rpc_server import Server
 from raftkv.server.runtime import Runtime
 from raftkv.server.snapshots import SnapshotReceiver
 from raftkv.server.stores import EXIT_FATAL, Stores
@@ -47,7 +48,7 @@ def run(config: NodeConfig) -> int:
     logs.setup(config)
     interpreter.tune()
     try:
-        return asyncio.run(_serve(config))
+        return uvloop.run(_serve(config))
     except (StoreUnusable, StoreDamaged, NodeFatal, transport.BindError) as fault:
         print(f"raftkv: {config.name}: {fault}", file=sys.stderr)
         return 1
@@ -90,10 +91,9 @@ async def _serve(config: NodeConfig) -> int:
     stores.check_membership(raft.conf)
     runtime = Runtime(config, stores, Replica(raft, incarnation), incarnation)
     members = stores.members()
-    peer_server = grpc.aio.server(options=peers.SERVER_OPTIONS)
     servicer = SnapshotReceiver(runtime, lambda node: node in members or node in raft.status().conf.members())
-    raft_pb2_grpc.add_PeerServicer_to_server(servicer, peer_server)
-    transport.bind(peer_server, config.listen_peer, "listen_peer")
+    peer_server = Server({peers.STREAM: servicer.stream, peers.SNAPSHOT: servicer.snapshot})
+    await transport.bind_peers(peer_server, config.listen_peer, "listen_peer")
     client_server = transport.client_server(config)
     health = Health()
     registered = services.register(client_server, runtime)
@@ -102,7 +102,7 @@ async def _serve(config: NodeConfig) -> int:
     transport.bind(client_server, config.listen_client, "listen_client")
     stop = _stop_on_signals(config)
     async with asyncio.TaskGroup() as tasks:
-        await peer_server.start()
+        await peer_server.start(tasks)
         runtime.start(tasks)
         await client_server.start()
         log.info(
@@ -124,7 +124,7 @@ async def _serve(config: NodeConfig) -> int:
         registered.end_streams()
         await client_server.stop(DRAIN_S)
         publish.cancel()
-        await peer_server.stop(0)
+        peer_server.close()
         runtime.end_tasks()
     registered.close()
     runtime.close()

@@ -1,7 +1,7 @@
 """Traffic between nodes: one long-lived stream to each peer, and what its breaking tells.
 
-Every node dials every other and sends on its own stream; replies travel on the other's. What gathers for one
-peer while a write is under way leaves as one message, because what costs is the message, not the byte.
+Every node dials every other and sends on its own stream; replies travel on the other's. What one turn of the loop has
+for a peer, and what gathers while its socket is full, leaves as one message: what costs is the message, not the byte.
 
 A stream that breaks is the first sign of a dead leader. `probe` then asks the kernel of that machine: a
 refused connection is proof that the process is gone (a frozen one still accepts), and the replica may campaign
@@ -16,44 +16,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Coroutine, Mapping
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import grpc
 import structlog
 
-from raftkv._pb import raft_pb2, raft_pb2_grpc
+from raftkv._pb import raft_pb2
 from raftkv.raft.types import NodeId
-from raftkv.server import convert
+from raftkv.server import convert, rpc
 from raftkv.server.convert import PeerMessage
+from raftkv.server.rpc import Call, Ended
 
-CHANNEL_OPTIONS = (
-    ("grpc.keepalive_time_ms", 1_000),
-    ("grpc.keepalive_timeout_ms", 1_000),
-    ("grpc.http2.ping_timeout_ms", 1_000),  # the one that decides; docs/adr/0004
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.max_pings_without_data", 0),
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 500),
-    ("grpc.max_reconnect_backoff_ms", 300),
-    ("grpc.enable_retries", 0),
-    ("grpc.use_local_subchannel_pool", 1),
-    ("grpc.max_send_message_length", -1),
-    ("grpc.max_receive_message_length", -1),
-)
-SERVER_OPTIONS = (
-    ("grpc.http2.min_ping_interval_without_data_ms", 500),
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.max_ping_strikes", 2),
-    ("grpc.http2.ping_timeout_ms", 1_000),
-    ("grpc.keepalive_time_ms", 1_000),
-    ("grpc.so_reuseport", 0),
-    ("grpc.max_receive_message_length", 64 << 20),
-)
+STREAM: Final = "/raftkv.v1.Peer/Stream"
+SNAPSHOT: Final = "/raftkv.v1.Peer/Snapshot"
 
 ORDINARY_ENDS = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 BATCH_BYTES_MAX = 4 << 20
 OUTBOX_BYTES_MAX = 64 << 20
-RECONNECT_DELAY_S = 0.05
+DIAL_S = 1.0
+RECONNECT_MIN_S, RECONNECT_MAX_S = 0.05, 0.3
 PROBE_TRIES = 20
 PROBE_EVERY_S = 0.005
 
@@ -72,7 +53,7 @@ class Receiver(Protocol):
 
 
 class Link:
-    """Our stream to one peer: an outbox, a writer, a reconnect loop."""
+    """Our stream to one peer: an outbox, and a task that dials again."""
 
     def __init__(self, peer: NodeId, address: str, metadata: tuple[tuple[str, str], ...], receiver: Receiver) -> None:
         self.peer = peer
@@ -81,89 +62,75 @@ class Link:
         self._receiver = receiver
         self._log = structlog.get_logger().bind(peer=f"{peer:x}", address=address)
         self._outbox: list[PeerMessage] = []
-        self._outbox_bytes = 0
-        self._wakeup = asyncio.Event()
-        self._connected = False
-        self._resetting = False
-        self._call: grpc.aio.StreamUnaryCall[raft_pb2.PeerBatch, raft_pb2.PeerClosed] | None = None
+        self._call: Call | None = None  # while we are connected
 
     def send(self, message: PeerMessage) -> None:
         """Put one message into the outbox; a peer we are not connected to gets nothing (Raft sends again)."""
-        if not self._connected:
-            return
-        self._outbox.append(message)
-        self._outbox_bytes += convert.size_hint(message)
-        if self._outbox_bytes > OUTBOX_BYTES_MAX and self._call is not None:
-            self._log.warning("peer_reset", reason="it does not read", outbox_bytes=self._outbox_bytes)
-            self._connected = False
-            self._resetting = True
-            self._call.cancel()  # the writer may be waiting in it
-        self._wakeup.set()
+        if self._call is not None:
+            self._outbox.append(message)
+
+    def flush(self) -> None:
+        """Send what is in the outbox, as one message, unless the one before is still on its way."""
+        call = self._call
+        while self._outbox and call is not None:
+            if call.held_up:
+                self._check_room(call)
+                return
+            call.send(self._next_batch().SerializeToString())
+
+    def _check_room(self, call: Call) -> None:
+        if sum(map(convert.size_hint, self._outbox)) > OUTBOX_BYTES_MAX:
+            self._log.warning("peer_reset", reason="it does not read", outbox=len(self._outbox))
+            self._call = None
+            call.cancel()
 
     async def run(self) -> None:
         """Keep the stream alive until cancelled."""
-        async with grpc.aio.insecure_channel(self.address, options=CHANNEL_OPTIONS) as channel:
-            stub = raft_pb2_grpc.PeerStub(channel)
-            refused = ""
-            while True:
-                try:
-                    await self._stream(stub)
-                except grpc.aio.AioRpcError as fault:
-                    if fault.code() not in ORDINARY_ENDS and refused != fault.details():
-                        refused = fault.details() or ""
-                        self._log.error("peer_refused", code=fault.code().name, reason=refused)
-                await asyncio.sleep(RECONNECT_DELAY_S)
+        refused = ""
+        delay_s = RECONNECT_MIN_S
+        while True:
+            try:
+                ended = await self._stream()
+            except OSError:  # TimeoutError too
+                delay_s = min(2 * delay_s, RECONNECT_MAX_S)
+            else:
+                delay_s = RECONNECT_MIN_S
+                if ended.code not in ORDINARY_ENDS and refused != ended.reason:
+                    refused = ended.reason
+                    self._log.error("peer_refused", code=ended.code.name, reason=refused)
+            await asyncio.sleep(delay_s)
 
-    async def _stream(self, stub: raft_pb2_grpc.PeerAsyncStub) -> None:
-        call = stub.Stream(metadata=self._metadata)
-        call.add_done_callback(lambda _: self._wakeup.set())
-        established = False
+    async def _stream(self) -> Ended:
+        connection = await rpc.dial(self.address, DIAL_S)
         try:
-            await call.wait_for_connection()
-            established = self._connected = True
+            call = connection.open(STREAM, self._metadata)
+            await call.accepted.wait()
+            if call.ended is not None:
+                return call.ended
             self._call = call
-            self._resetting = False
+            call.on_room = self.flush
             self._receiver.on_connected(self.peer)
-            while not call.done():
-                await self._wakeup.wait()
-                self._wakeup.clear()
-                while self._outbox and not call.done():
-                    await call.write(self._next_batch())
-            await call  # raises what ended it
-        except asyncio.InvalidStateError:
-            pass  # the call ended between the look and the write
-        except asyncio.CancelledError:
-            # Of this task: it ends. Of the call alone, by `send`: the peer is dialled anew.
-            if not self._resetting:
-                raise
-        finally:
-            call.cancel()
-            self._call = None
-            self._connected = False
-            self._outbox.clear()
-            self._outbox_bytes = 0
-            if established:
+            try:
+                return await call.wait_end()
+            finally:
+                self._call = None
+                self._outbox.clear()
                 self._receiver.on_broken(self.peer)
+        finally:
+            connection.abort("this node ends the connection")
 
     def _next_batch(self) -> raft_pb2.PeerBatch:
         """Everything that gathered, up to BATCH_BYTES_MAX."""
-        outbox, self._outbox = self._outbox, []
-        if self._outbox_bytes > BATCH_BYTES_MAX:
-            size = count = 0
-            for message in outbox:
-                size += convert.size_hint(message)
-                count += 1
-                if size > BATCH_BYTES_MAX:
-                    break
-            self._outbox = outbox[count:]
-            outbox = outbox[:count]
-            self._outbox_bytes -= size
-        else:
-            self._outbox_bytes = 0
-        return convert.to_batch(outbox)
+        outbox = self._outbox
+        size = count = 0
+        while count < len(outbox) and size <= BATCH_BYTES_MAX:
+            size += convert.size_hint(outbox[count])
+            count += 1
+        self._outbox = outbox[count:]
+        return convert.to_batch(outbox if count == len(outbox) else outbox[:count])
 
 
-class PeerService(raft_pb2_grpc.PeerServicer):
+class PeerService:
     """The receiving side: checks who calls, hands messages to the runtime."""
 
     def __init__(self, node_id: NodeId, cluster_id: int, known: Callable[[NodeId], bool], receiver: Receiver) -> None:
@@ -172,42 +139,43 @@ class PeerService(raft_pb2_grpc.PeerServicer):
         self._known = known
         self._receiver = receiver
 
-    async def Stream(
-        self, request_iterator: object, context: grpc.aio.ServicerContext[raft_pb2.PeerBatch, raft_pb2.PeerClosed]
-    ) -> raft_pb2.PeerClosed:
+    async def stream(self, call: Call) -> None:
         """One peer's stream, for as long as it lasts."""
-        sender = await self.identify(context)
-        await context.send_initial_metadata(())
+        sender = self.identify(call)
+        parse, receive = raft_pb2.PeerBatch.FromString, self._receiver.on_messages
+
+        def on_message(message: bytes) -> None:
+            receive(sender, convert.from_batch(parse(message)))
+
+        call.accept()
         try:
-            while True:
-                batch: object = await context.read()
-                if not isinstance(batch, raft_pb2.PeerBatch):
-                    break
-                self._receiver.on_messages(sender, convert.from_batch(batch))
+            call.hand_to(on_message)
+            await call.read()  # to its end: messages go another way
         finally:
             self._receiver.on_broken(sender)
-        return raft_pb2.PeerClosed()
+        call.send(raft_pb2.PeerClosed().SerializeToString())
 
-    async def identify(self, context: grpc.aio.ServicerContext[Any, Any]) -> NodeId:
-        """The caller's id, or the call ends with the reason why it is not welcome."""
-        metadata = {key: str(value) for key, value in context.invocation_metadata() or ()}
+    def identify(self, call: Call) -> NodeId:
+        """The caller's id.
+
+        Raises:
+            Ended: the caller is not welcome, and why.
+        """
         try:
-            cluster = int(metadata["raftkv-cluster"], 16)
-            sender = int(metadata["raftkv-from"], 16)
-            receiver = int(metadata["raftkv-to"], 16)
+            cluster, sender, receiver = (
+                int(call.headers[key], 16) for key in ("raftkv-cluster", "raftkv-from", "raftkv-to")
+            )
         except (KeyError, ValueError):
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "raftkv-cluster, raftkv-from, raftkv-to: not given")
+            raise Ended(grpc.StatusCode.INVALID_ARGUMENT, "raftkv-cluster, raftkv-from, raftkv-to: not given") from None
+        reason = ""
         if cluster != self._cluster_id:
-            await context.abort(
-                grpc.StatusCode.FAILED_PRECONDITION,
-                f"etcdserver: cluster ID mismatch: this node is of cluster {self._cluster_id:x}, not {cluster:x}",
-            )
-        if receiver != self._node_id:
-            await context.abort(
-                grpc.StatusCode.FAILED_PRECONDITION, f"this is node {self._node_id:x}, not {receiver:x}"
-            )
-        if not self._known(sender):
-            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"node {sender:x} is no member")
+            reason = f"etcdserver: cluster ID mismatch: this node is of cluster {self._cluster_id:x}, not {cluster:x}"
+        elif receiver != self._node_id:
+            reason = f"this is node {self._node_id:x}, not {receiver:x}"
+        elif not self._known(sender):
+            reason = f"node {sender:x} is no member"
+        if reason:
+            raise Ended(grpc.StatusCode.FAILED_PRECONDITION, reason)
         return sender
 
 
@@ -247,10 +215,15 @@ class Peers:
         return link[0].address if link else None
 
     def send(self, peer: NodeId, message: PeerMessage) -> None:
-        """Send when the loop comes round to it; unknown peers are passed over."""
+        """Put a message into the outbox of a peer, for `flush`; unknown peers are passed over."""
         link = self._links.get(peer)
         if link is not None:
             link[0].send(message)
+
+    def flush(self) -> None:
+        """Send what one turn had for the peers."""
+        for link, _ in self._links.values():
+            link.flush()
 
     async def is_gone(self, peer: NodeId) -> bool:
         """Whether the process of `peer` is provably gone: its port refuses connections."""

@@ -359,6 +359,7 @@ class Runtime:
             send = self.peers.send
             for peer, message in effects.send:
                 send(peer, message)
+            self.peers.flush()
             for apply in effects.apply:
                 self._unapplied.append(apply)
                 self._unapplied_bytes += len(apply.entry.data)
@@ -370,6 +371,7 @@ class Runtime:
                 self._sender.start(peer, index)
             for event in effects.events:
                 self._on_event(event)
+        self.peers.flush()  # also what the leases had to say
         if self._unapplied:
             self._apply_soon()
 

@@ -12,16 +12,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import grpc
 import structlog
 
-from raftkv._pb import raft_pb2, raft_pb2_grpc
+from raftkv._pb import raft_pb2
 from raftkv.raft.types import NodeId, SnapshotMeta
-from raftkv.server import convert
-from raftkv.server.peers import CHANNEL_OPTIONS, PeerService, Receiver
+from raftkv.server import convert, rpc
+from raftkv.server.peers import DIAL_S, SNAPSHOT, PeerService, Receiver
+from raftkv.server.rpc import Call, Ended
 from raftkv.storage.errors import NodeFatal, SnapshotFailed
 from raftkv.storage.snapshots import IncomingSnapshot, SnapshotFile, SnapshotSpool
 
@@ -94,8 +94,8 @@ class SnapshotSender:
             await self._transfer(peer, file, term)
             ok = True
             log.info("snapshot_sent", index=sent, bytes=file.size, seconds=round(time.monotonic() - began, 3))
-        except (grpc.aio.AioRpcError, SnapshotFailed, OSError, TimeoutError) as fault:
-            reason = fault.details() if isinstance(fault, grpc.aio.AioRpcError) else str(fault)
+        except (Ended, SnapshotFailed, OSError) as fault:
+            reason = fault.reason if isinstance(fault, Ended) else str(fault)
             log.warning("snapshot_failed", index=sent, reason=reason or type(fault).__name__)
         finally:
             self._active.discard(peer)
@@ -112,33 +112,32 @@ class SnapshotSender:
             total_bytes=file.size,
             digest=file.digest,
         )
-        async with grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS) as channel:
-            call = raft_pb2_grpc.PeerStub(channel).Snapshot(metadata=self._runtime.peers.metadata(peer))
-            try:
-                await call.write(first)
-                offset = (await self._ack(call)).offset
-                while offset < file.size:
-                    data = await asyncio.to_thread(file.read, offset, CHUNK_BYTES)
-                    chunk = raft_pb2.SnapshotChunk(
-                        offset=offset, data=data.data, crc32c=data.crc32c, last=offset + len(data.data) >= file.size
-                    )
-                    await call.write(chunk)
-                    await self._ack(call)
-                    offset += len(data.data)
-                await call.done_writing()
-                if not (await self._ack(call)).done:
-                    raise SnapshotFailed("the receiver did not take it")
-            finally:
-                call.cancel()
+        connection = await rpc.dial(address, DIAL_S)
+        try:
+            call = connection.open(SNAPSHOT, self._runtime.peers.metadata(peer))
+            call.send(first.SerializeToString())
+            offset = (await self._ack(call)).offset
+            while offset < file.size:
+                data = await asyncio.to_thread(file.read, offset, CHUNK_BYTES)
+                chunk = raft_pb2.SnapshotChunk(
+                    offset=offset, data=data.data, crc32c=data.crc32c, last=offset + len(data.data) >= file.size
+                )
+                call.send(chunk.SerializeToString())
+                await self._ack(call)
+                offset += len(data.data)
+            call.complete()
+            if not (await self._ack(call)).done:
+                raise SnapshotFailed("the receiver did not take it")
+        finally:
+            connection.abort("the transfer has ended")
 
     @staticmethod
-    async def _ack(
-        call: grpc.aio.StreamStreamCall[raft_pb2.SnapshotChunk, raft_pb2.SnapshotAck],
-    ) -> raft_pb2.SnapshotAck:
+    async def _ack(call: Call) -> raft_pb2.SnapshotAck:
         async with asyncio.timeout(SILENCE_S):
-            ack = await call.read()
-        if not isinstance(ack, raft_pb2.SnapshotAck):
+            message = await call.read()
+        if message is None:
             raise SnapshotFailed("the receiver ended the transfer")
+        ack = raft_pb2.SnapshotAck.FromString(message)
         if ack.error:
             raise SnapshotFailed(ack.error)
         return ack
@@ -155,39 +154,46 @@ class SnapshotReceiver(PeerService):
         self._one = asyncio.Lock()
         self._current: asyncio.Task[object] | None = None
 
-    async def Snapshot(
-        self,
-        request_iterator: object,
-        context: grpc.aio.ServicerContext[raft_pb2.SnapshotChunk, raft_pb2.SnapshotAck],
-    ) -> AsyncIterator[raft_pb2.SnapshotAck]:
+    async def snapshot(self, call: Call) -> None:
         """Take one snapshot; the first acknowledgement says where to begin."""
-        sender = await self.identify(context)
+        sender = self.identify(call)
+        call.accept()
         if self._current is not None:
             self._current.cancel()  # a sender that starts anew has lost its old connection; we may not know yet
         self._current = asyncio.current_task()
         async with self._one:
-            head: object = await context.read()
-            if not isinstance(head, raft_pb2.SnapshotChunk):
-                return
-            meta = convert.meta_from_wire(head.meta)
             try:
-                incoming = await asyncio.to_thread(
-                    IncomingSnapshot.open, self._directory, head.snapshot_id, meta, head.total_bytes
-                )
-                yield raft_pb2.SnapshotAck(offset=incoming.offset)
-                while incoming.offset < head.total_bytes:
-                    chunk: object = await context.read()
-                    if not isinstance(chunk, raft_pb2.SnapshotChunk):
-                        await asyncio.to_thread(incoming.close)
-                        return
-                    await asyncio.to_thread(incoming.write, chunk.offset, chunk.data, chunk.crc32c)
-                    yield raft_pb2.SnapshotAck(offset=incoming.offset)
-                state_name = await asyncio.to_thread(incoming.finish)
+                await self._take(sender, call)
             except SnapshotFailed as fault:
-                yield raft_pb2.SnapshotAck(error=str(fault))
-                return
+                _acknowledge(call, raft_pb2.SnapshotAck(error=str(fault)))
             except NodeFatal as fault:
                 self._runtime.fatal(fault)
+
+    async def _take(self, sender: NodeId, call: Call) -> None:
+        message = await call.read()
+        if message is None:
+            return
+        head = raft_pb2.SnapshotChunk.FromString(message)
+        meta = convert.meta_from_wire(head.meta)
+        incoming = await asyncio.to_thread(
+            IncomingSnapshot.open, self._directory, head.snapshot_id, meta, head.total_bytes
+        )
+        _acknowledge(call, raft_pb2.SnapshotAck(offset=incoming.offset))
+        while incoming.offset < head.total_bytes:
+            try:
+                message = await call.read()
+            except Ended:
+                message = None  # the connection broke: the next transfer goes on here
+            if message is None:
+                await asyncio.to_thread(incoming.close)
                 return
-            self._runtime.on_snapshot(sender, head.term, meta, state_name)
-            yield raft_pb2.SnapshotAck(offset=head.total_bytes, done=True)
+            chunk = raft_pb2.SnapshotChunk.FromString(message)
+            await asyncio.to_thread(incoming.write, chunk.offset, chunk.data, chunk.crc32c)
+            _acknowledge(call, raft_pb2.SnapshotAck(offset=incoming.offset))
+        state_name = await asyncio.to_thread(incoming.finish)
+        self._runtime.on_snapshot(sender, head.term, meta, state_name)
+        _acknowledge(call, raft_pb2.SnapshotAck(offset=head.total_bytes, done=True))
+
+
+def _acknowledge(call: Call, ack: raft_pb2.SnapshotAck) -> None:
+    call.send(ack.SerializeToString())

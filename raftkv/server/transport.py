@@ -1,4 +1,4 @@
-"""The gRPC server that clients connect to: its settings and its address.
+"""Where a node listens: the gRPC server that clients connect to, its settings, and the addresses of both ports.
 
 The settings were measured (grpcio 1.85): the ping floor is `min_ping_interval_without_data_ms`, not the often copied
 `min_recv_ping_interval`, which is no known argument; without `permit_without_calls` idle channels are sent away; with
@@ -16,6 +16,7 @@ from typing import Final
 import grpc
 
 from raftkv.server.config import NodeConfig
+from raftkv.server.rpc_server import Server
 
 RECEIVE_MARGIN_BYTES: Final = 512 * 1024
 """What a message may exceed `max_request_bytes` by before gRPC itself refuses it; as in etcd."""
@@ -76,6 +77,21 @@ def bind(server: grpc.aio.Server, address: str, field: str) -> int:
         return server.add_insecure_port(address)
     except RuntimeError as fault:
         raise BindError(address, field, _obstacle(address) or str(fault)) from fault
+
+
+async def bind_peers(server: Server, address: str, field: str) -> None:
+    """As `bind`, for the server of the other nodes.
+
+    Raises:
+        BindError: as `bind`.
+    """
+    reason = _obstacle(address)
+    if reason:
+        raise BindError(address, field, reason)
+    try:
+        await server.bind(address)
+    except OSError as fault:
+        raise BindError(address, field, fault.strerror or str(fault)) from fault
 
 
 def _obstacle(address: str) -> str:
