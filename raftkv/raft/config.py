@@ -6,6 +6,8 @@ from dataclasses import dataclass, fields
 
 from raftkv.raft.errors import ConfigError
 
+_MAY_BE_ZERO = ("evidence_random_ticks", "evidence_rank_ticks", "cache_bytes_max", "lone_bytes_max")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RaftConfig:
@@ -55,6 +57,10 @@ class RaftConfig:
     committed_bytes_max: int = 4 << 20
     """Committed entries handed out in one Ready, so that applying a long backlog never blocks a turn for long."""
 
+    lone_bytes_max: int = 0
+    """An entry up to this size, with nothing else under way, is sent to as many voters as make a majority with the
+    leader, and to the others with the next tick; see `thrift`. 0 sends everything to everybody at once."""
+
     cache_bytes_max: int = 8 << 20
     """Recent entries kept in memory, so that followers which keep up never cost a read from disk."""
 
@@ -77,7 +83,7 @@ class RaftConfig:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            least = 0 if field.name in ("evidence_random_ticks", "evidence_rank_ticks", "cache_bytes_max") else 1
+            least = 0 if field.name in _MAY_BE_ZERO else 1
             if not isinstance(value, bool) and value < least:
                 raise ConfigError(field.name, f"{value} must be at least {least}")
         if self.election_ticks <= self.heartbeat_ticks:

@@ -44,6 +44,7 @@ from raftkv.raft.progress import Progress, ProgressState
 from raftkv.raft.reads import Reads
 from raftkv.raft.ready import EVENT_KINDS, Event, Ready
 from raftkv.raft.status import Status, status_of
+from raftkv.raft.thrift import Thrift
 from raftkv.raft.types import (
     INDEX_MAX,
     NODE_ID_MAX,
@@ -103,6 +104,7 @@ class Raft:
         self.lead_transferee: NodeId = 0
         self.dirty = False  # something may be there to append
         self.transfer_elapsed = 0
+        self.thrift = Thrift(self)
         self._heartbeat_elapsed = 0
         self.beat_due = False
 
@@ -213,6 +215,7 @@ class Raft:
             transfer.hand_over(self, "disk stalled")
             return
         transfer.tick(self)
+        self.thrift.tick()
         self._heartbeat_elapsed += 1
         if self._heartbeat_elapsed < config.heartbeat_ticks:
             return
@@ -297,6 +300,11 @@ class Raft:
             NoLeader: nobody is known to lead.
         """
         self.reads.add(context)
+
+    def hurry(self, peer: NodeId) -> None:
+        """A caller at `peer` waits for what was proposed: it is not left out (see `thrift`). Only a leader can."""
+        if self.role is Role.LEADER:
+            self.thrift.want(peer)
 
     def transfer_leadership(self, target: NodeId) -> None:
         """Hand leadership to a voter as soon as it has the whole log; given up after `election_ticks`.
@@ -480,6 +488,7 @@ class Raft:
         # There may be a change among what is not applied yet; to look would cost more than to wait for it (C2).
         self.pending_conf_index = log.last
         self.term_start = log.last + 1
+        self.thrift.reset()
         self.event("became_leader")
         # Entries of earlier terms are only committed together with one of its own (Ongaro 3.6.2), and until then it
         # does not know what is (Ongaro 6.4): so it appends one at once.

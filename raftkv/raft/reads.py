@@ -80,6 +80,11 @@ class Reads:
         """Whether reads wait to be forwarded."""
         return bool(self._queued) and self._raft.leader != 0
 
+    @property
+    def in_rounds(self) -> bool:
+        """Whether a round is under way."""
+        return bool(self._rounds)
+
     def begin_round(self, token: int) -> None:
         """A heartbeat round with a fresh `token` begins: it serves everything that waits."""
         raft = self._raft
@@ -112,6 +117,7 @@ class Reads:
                     self.confirmed.append((context, done.index))
                 else:
                     raft.send(origin, ReadIndexReply(raft.term, context, done.index))
+                    raft.hurry(origin)  # it reads when it has applied that much
 
     def on_read_index(self, sender: NodeId, message: ReadIndex) -> None:
         """A follower forwards its reads."""

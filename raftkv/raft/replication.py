@@ -28,11 +28,14 @@ _Shared = dict[tuple[Index, int], tuple[Append, int]]
 
 
 def flush(raft: Raft) -> None:
-    """Send each follower what it has not got, as far as its window allows."""
+    """Send each follower what it has not got, as far as its window allows; see `thrift` for who is left out."""
     raft.dirty = False
     shared: _Shared = {}
     log = raft.log
+    chosen = raft.thrift.for_entries()
     for peer, progress in raft.progress.items():
+        if chosen is not None and peer not in chosen:
+            continue
         while progress.next <= log.last and not progress.paused:
             recent = log.in_memory(progress.next)
             if not send_append(raft, peer, progress, shared=shared) or not recent:
@@ -85,9 +88,16 @@ def _send_snapshot(raft: Raft, peer: NodeId, progress: Progress) -> bool:
 
 
 def beat(raft: Raft, *, to_learners: bool) -> None:
-    """One round of heartbeats, with a fresh token; waiting reads join it."""
+    """One round of heartbeats, with a fresh token; waiting reads join it.
+
+    Args:
+        to_learners: it is for everybody, to show that we live; else for reads alone, and for as many as that takes.
+    """
     raft.token += 1
+    chosen = None if to_learners else raft.thrift.for_round()
     for peer, progress in raft.progress.items():
+        if chosen is not None and peer not in chosen:
+            continue
         if to_learners or raft.conf.is_voter(peer):
             # Never beyond what it acknowledged: only of that do we know that it is the same there (R9).
             commit = min(progress.match, raft.log.commit)
@@ -130,6 +140,7 @@ def maybe_commit(raft: Raft) -> bool:
         return False
     assert log.term(index) == raft.term, f"commit {index} of term {log.term(index)} in term {raft.term}"  # R8
     log.commit_to(index)
+    raft.thrift.committed()
     uncommitted = raft.uncommitted
     while uncommitted and uncommitted[0][0] <= index:
         raft.uncommitted_bytes -= uncommitted.popleft()[1]

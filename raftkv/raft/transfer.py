@@ -39,7 +39,7 @@ def start(raft: Raft, target: NodeId) -> None:
     raft.event("transfer_started", by=target)
     if not remind(raft):
         raft.progress[target].paused = False
-        raft.dirty = True
+        raft.thrift.want_everybody()
 
 
 def remind(raft: Raft) -> bool:

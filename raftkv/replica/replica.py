@@ -262,6 +262,9 @@ class Replica:
             term, first = raft.propose([encode_batch(batch) for batch in batches], force=True)
             for offset, batch in enumerate(batches):
                 self._proposed[first + offset] = (term, batch)
+            for group in groups:
+                if group.origin != raft.node_id:
+                    raft.hurry(group.origin)
 
     def _groups_of(self, entry: Entry) -> Sequence[Group]:
         proposed = self._proposed.pop(entry.index, None)

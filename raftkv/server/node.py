@@ -35,6 +35,7 @@ from raftkv.state.store import StoreDamaged
 from raftkv.storage.errors import NodeFatal, StoreUnusable
 
 DRAIN_S = 5.0
+LONE_BYTES_MAX = 4096  # some callers' small writes: a lock, a lease
 LINGER_S = 0.3
 REFUSED_S = 1.0
 
@@ -72,6 +73,7 @@ def _raft_config(config: NodeConfig) -> RaftConfig:
         heartbeat_ticks=max(1, config.heartbeat_ms // config.tick_ms),
         election_ticks=max(2, config.election_ms // config.tick_ms),
         disk_stall_ticks=max(2, config.election_ms // config.tick_ms),
+        lone_bytes_max=LONE_BYTES_MAX,
     )
 
 

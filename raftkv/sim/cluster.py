@@ -66,6 +66,7 @@ class SimConfig:
             committed_bytes_max=random.choice((1, 300, 1 << 20)),
             cache_bytes_max=random.choice((0, 500, 1 << 20)),
             read_rounds_max=random.choice((1, 4)),
+            lone_bytes_max=Random(f"{seed}/thrift").choice((0, 100, 4096)),  # apart: it came later than the seeds below
             read_retry_ticks=5,
         )
         options = NodeOptions(

@@ -1,0 +1,129 @@
+"""Who is asked first: a lone entry, or a lone read, goes to as many voters as make a majority, to the others later.
+
+Each follower that gets an entry pays with a message, a synced write and an apply, and a leader waits for half of them
+only. So a leader that is not busy asks the *quick*, those that acknowledged first the last time; the others get what
+they miss with the next tick, in one message, and everybody is asked if the quick have not answered by then.
+
+    lone entry --> the quick --acknowledged--> committed
+                      | not by the next tick
+                      v
+                  everybody; who acknowledges first is quick
+
+This is about when messages leave and nothing else: a leader may send whenever it likes (Ongaro 3.5), and commits what
+a majority has. Never left out: who asked (its caller waits until it has applied), and the target of a transfer. Nobody
+is where entries are large or follow on one another, at the first entry of a term, and while membership changes.
+
+See: "thrifty" operation in Moraru et al., There Is More Consensus in Egalitarian Parliaments, 2013; docs/divergence.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import TYPE_CHECKING
+
+from raftkv.raft import quorum
+from raftkv.raft.progress import ProgressState
+from raftkv.raft.types import NodeId
+
+if TYPE_CHECKING:
+    from raftkv.raft.core import Raft
+
+
+class Thrift:
+    """A leader's; see the module."""
+
+    __slots__ = ("_everybody", "_quick", "_raft", "_spared_entries", "_spared_round", "_wanted")
+
+    def __init__(self, raft: Raft) -> None:
+        self._raft = raft
+        self._quick: tuple[NodeId, ...] = ()  # with us a majority; empty: not known
+        self._wanted: set[NodeId] = set()  # not to be left out of the next flush
+        self._everybody = True  # the next flush leaves nobody out
+        self._spared_entries = self._spared_round = False  # somebody was left out since the last tick
+
+    @property
+    def quick(self) -> tuple[NodeId, ...]:
+        """Those that are asked first; empty while everybody is."""
+        return self._quick
+
+    def reset(self) -> None:
+        """A term of leadership begins: nobody is known to be quick."""
+        self._quick = ()
+        self._wanted.clear()
+        self._everybody = True
+        self._spared_entries = self._spared_round = False
+
+    def want(self, peer: NodeId) -> None:
+        """Somebody at `peer` waits for what is new in the log: do not leave it out."""
+        if self._spared_entries or self._quick:
+            self._wanted.add(peer)
+            self._raft.dirty = True
+
+    def want_everybody(self) -> None:
+        """Leave nobody out of the next flush."""
+        self._everybody = True
+        self._raft.dirty = True
+
+    def for_entries(self) -> Collection[NodeId] | None:
+        """Who gets entries now; None for everybody."""
+        raft = self._raft
+        everybody, self._everybody = self._everybody, False
+        wanted = self._wanted
+        if wanted:
+            self._wanted = set()
+        if everybody or raft.log.last - raft.log.commit > 1 or raft.uncommitted_bytes > raft.config.lone_bytes_max:
+            return None
+        if raft.lead_transferee or not self._usable():
+            return None
+        self._spared_entries = True
+        return wanted.union(self._quick) if wanted else self._quick
+
+    def for_round(self) -> Collection[NodeId] | None:
+        """Who is asked to confirm that we lead, for reads; None for everybody."""
+        if not self._usable():
+            return None
+        self._spared_round = True
+        return self._quick
+
+    def _usable(self) -> bool:
+        """Whether the quick have kept up, and are a majority with us."""
+        raft = self._raft
+        if not self._quick or raft.conf.outgoing:
+            return False
+        commit, voters = raft.log.commit, raft.conf.voters
+        if len(self._quick) + 1 != quorum.quorum_size(len(voters)) or raft.node_id not in voters:
+            return False
+        for peer in self._quick:
+            progress = raft.progress.get(peer)
+            if (
+                progress is None
+                or peer not in voters
+                or progress.match < commit
+                or progress.state is not ProgressState.REPLICATE
+                or progress.paused
+            ):
+                return False
+        return True
+
+    def committed(self) -> None:
+        """The commit index rose: those that made it so are quick, the same as before if they are among them."""
+        raft = self._raft
+        if not raft.config.lone_bytes_max:
+            return
+        progress, commit = raft.progress, raft.log.commit
+        have = [
+            peer for peer in (*self._quick, *raft.conf.voters) if peer in progress and progress[peer].match >= commit
+        ]
+        needed = quorum.quorum_size(len(raft.conf.voters)) - 1
+        quick = tuple(dict.fromkeys(have))[:needed]
+        self._quick = quick if len(quick) == needed else ()
+
+    def tick(self) -> None:
+        """Time passes for the leader: who was left out gets its share."""
+        if self._spared_entries:
+            self._spared_entries = False
+            self.want_everybody()
+        if self._spared_round:
+            self._spared_round = False
+            if self._raft.reads.in_rounds:
+                self._raft.beat_due = True
