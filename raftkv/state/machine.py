@@ -43,6 +43,7 @@ from raftkv._pb.state_pb2 import (
 from raftkv.state import hashing, txn
 from raftkv.state.commands import CommandKind, Group
 from raftkv.state.compaction import sweep_start, sweep_step
+from raftkv.state.directories import Directories
 from raftkv.state.keys import (
     ALARM,
     ALARM_END,
@@ -102,6 +103,7 @@ class StateMachine:
         """The alarms that are on: (member id, alarm type)."""
         self._members: dict[int, bytes] = {}
         self._leases = Leases(store)
+        self._directories = Directories()
         self._sessions = Sessions(store)
         self._entry_index = self._entry_term = 0  # of the entry that is being applied
         self._sweep_place: bytes | None = store.get(SWEEP_KEY)
@@ -143,7 +145,7 @@ class StateMachine:
         Returns:
             For each entry, for each group, the results of its commands in their order.
         """
-        overlay = Overlay(self.store, self.revision)
+        overlay = Overlay(self.store, self.revision, self._directories)
         effects = overlay.effects
         results: list[list[list[Result]]] = []
         for index, term, groups in entries:
@@ -343,8 +345,10 @@ class StateMachine:
             view: `store.view()`, taken since the last apply: the reader then stays as it is, in any thread, while
                 entries are applied. Without it the reader is good until the next apply or sweep only.
         """
-        source = self.store if view is None else view
-        return Reader(source, self.revision, self.compact_revision, swept=self._sweep_place is None)
+        swept = self._sweep_place is None
+        if view is not None:
+            return Reader(view, self.revision, self.compact_revision, swept=swept)
+        return Reader(self.store, self.revision, self.compact_revision, swept=swept, directories=self._directories)
 
     def range(self, request: RangeRequest, walk_max: int | None = None) -> RangeResponse:
         """Serve a range read: see `ranges.read_range`."""

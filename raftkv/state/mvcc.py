@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 from raftkv._pb.common_pb2 import Event, KeyValue
+from raftkv.state.directories import Directories
 from raftkv.state.keys import (
     EXPIRED,
     NO_PLACE,
@@ -48,15 +49,24 @@ class Source(Protocol):
 class Reader:
     """The key space as of one moment."""
 
-    __slots__ = ("compact_revision", "get", "iterate", "revision", "swept")
+    __slots__ = ("_directories", "compact_revision", "get", "iterate", "revision", "swept")
 
-    def __init__(self, source: Source, revision: int, compact_revision: int, *, swept: bool = False) -> None:
+    def __init__(
+        self,
+        source: Source,
+        revision: int,
+        compact_revision: int,
+        *,
+        swept: bool = False,
+        directories: Directories | None = None,
+    ) -> None:
         self.get = source.get
         self.iterate = source.iterate
         self.revision = revision
         self.compact_revision = compact_revision
         self.swept = swept
         """Whether it is certain that nothing out of reach is left; False costs time where all records are read."""
+        self._directories = directories  # of a source that moves on with the machine; None for a view
 
     def refusal(self, code: RefusalCode) -> Refusal:
         """A refusal of this moment."""
@@ -96,8 +106,15 @@ class Reader:
         if stop is not None and start >= stop:
             return iter(())
         if revision == self.revision:
+            if self._directories is not None and (known := self._directories.listing(start, stop)) is not None:
+                return iter(known)
             return ((key[1:], version) for key, version in self.iterate(b"c" + start, current_bound(stop)))
         return self._walk_at(start, stop, PLACE.pack(revision + 1, 0))
+
+    def walked(self, start: bytes, stop: bytes | None, revision: int, pairs: list[tuple[bytes, bytes]]) -> None:
+        """`walk` went to its end and gave `pairs`: the next may be spared it."""
+        if self._directories is not None and revision == self.revision:
+            self._directories.remember(start, stop, pairs)
 
     def _walk_at(self, start: bytes, stop: bytes | None, after: bytes) -> Iterator[tuple[bytes, bytes]]:
         # Two ordered streams: keys of which something later is known decide for themselves, the others are as they are.

@@ -12,6 +12,7 @@ from bisect import bisect_left, insort
 from collections.abc import Iterator
 from itertools import islice
 
+from raftkv.state.directories import Directories
 from raftkv.state.keys import (
     LEASE_ID,
     LEASE_KEY,
@@ -35,7 +36,7 @@ _ABSENT = b"\xff absent"
 class Overlay:
     """A readable and writable layer over a store."""
 
-    def __init__(self, store: KeyValueStore, revision: int) -> None:
+    def __init__(self, store: KeyValueStore, revision: int, directories: Directories) -> None:
         self.pending: dict[bytes, bytes | None] = {}
         """Keys of the store with their new values, None where deleted; keys are never taken out of it."""
         self.revision = revision
@@ -45,6 +46,7 @@ class Overlay:
         self.effects: list[bytes] = []
         """The changes in canonical bytes, for the rolling hash. Whoever hashes them empties the list."""
         self._store = store
+        self._directories = directories
         self._store_get = store.get
         self._order: list[bytes] = []  # the keys of `pending`, sorted, as far as `_ordered` many of them
         self._ordered = 0
@@ -99,7 +101,8 @@ class Overlay:
 
     def reader(self, compact_revision: int) -> Reader:
         """The key space as the next operation sees it: with all changes so far, those of the open revision too."""
-        return Reader(self, self.revision + 1 if self.number else self.revision, compact_revision)
+        revision = self.revision + 1 if self.number else self.revision
+        return Reader(self, revision, compact_revision, directories=self._directories)
 
     def put(self, key: bytes, value: bytes, lease: int) -> None:
         """Set a key, in the open revision, and attach it to `lease` and to no other; 0 is none."""
@@ -124,7 +127,8 @@ class Overlay:
             pending[history_prefix(key) + place] = old
             if lease != old_lease:
                 self._move(key, old_lease, lease)
-        pending[current_key] = place + VERSION_TAIL.pack(create_revision, version, lease)
+        pending[current_key] = now = place + VERSION_TAIL.pack(create_revision, version, lease)
+        self._directories.put(key, now)
         record = RECORD_HEAD.pack(0, replaced, create_revision, version, lease, len(key), len(value)) + key + value
         pending[b"r" + place] = record
         self.effects.append(place)
@@ -147,6 +151,7 @@ class Overlay:
         record = RECORD_HEAD.pack(flags, version[:PLACE_BYTES], 0, 0, 0, len(key), 0) + key
         self.pending[history_prefix(key) + place] = version
         self.pending[b"c" + key] = None
+        self._directories.delete(key)
         self.pending[b"r" + place] = record
         if version[-8:] != NO_LEASE:
             self.pending[LEASE_KEY + version[-8:] + key] = None
@@ -170,6 +175,7 @@ class Overlay:
         if self.number:
             del self.effects[-2 * self.number :]
         self.number = 0
+        self._directories.forget()
         self.pending = savepoint
         self._order = []
         self._ordered = 0

@@ -57,6 +57,8 @@ def read_range(
         response.count = _count(found, walk_max)
         return response
     pairs, response.count = _collect(found, _fetch_limit(request), walk_max)
+    if len(pairs) == response.count:
+        reader.walked(start, stop, revision, pairs)
     if _has_filters(request):
         pairs = [pair for pair in pairs if _passes(request, pair[1])]
     pairs = _sort(reader, request, pairs)
