@@ -37,7 +37,7 @@ _COMMANDS = {
     "move-leader": ("Cluster", "member:move_leader", "Hand leadership to another member."),
     "alarm": ("Cluster", "maintenance:alarm", "List or clear alarms."),
     "defrag": ("Cluster", "maintenance:defrag", "Give unused disk space back."),
-    "snapshot": ("Cluster", "maintenance:snapshot", "Save the whole state to a file."),
+    "snapshot": ("Cluster", "maintenance:snapshot", "Back the whole state up: save, status, restore."),
     "demo": ("On this machine", "demo:command", "Watch five nodes lose their leader three times."),
     "cluster": (
         "On this machine",

@@ -195,3 +195,11 @@ def alarms(of: common_pb2.ResponseHeader, found: Iterable[tuple[int, str]]) -> I
         yield _line("MemberID", member_id)
         yield _line("AlarmType", name)
         yield ""
+
+
+def backup(hash_: int, revision: int, keys: int, size: int) -> Iterator[str]:
+    """Of `snapshot status`."""
+    yield _line("Hash", hash_)
+    yield _line("Revision", revision)
+    yield _line("Keys", keys)
+    yield _line("Size", size)

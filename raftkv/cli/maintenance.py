@@ -1,4 +1,4 @@
-"""alarm, defrag, snapshot: what an operator does now and then."""
+"""alarm, defrag, snapshot save: what an operator does now and then."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from raftkv.cli import fields
+from raftkv.cli import fields, restore
 from raftkv.cli.options import Settings, client_command
 
 if TYPE_CHECKING:
@@ -86,7 +86,11 @@ def defrag(settings: Settings) -> int:
 
 @click.group()
 def snapshot() -> None:
-    """Save the whole state to a file."""
+    """Save the whole state to a file, look at it, and begin a new cluster with it."""
+
+
+snapshot.add_command(restore.status)
+snapshot.add_command(restore.restore)
 
 
 @snapshot.command("save")

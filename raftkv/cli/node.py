@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 
+from raftkv.cli.extras import needing_server
 from raftkv.server.config import NodeConfig, closest, parse_initial_cluster
 from raftkv.server.errors import ConfigError
 
@@ -104,14 +105,8 @@ def _run(ctx: click.Context, /, config: Path | None, **values: Any) -> None:
     except ConfigError as fault:
         flag = "--" + fault.field.replace("_", "-")
         raise click.UsageError(f"{flag}: {fault.problem}", ctx) from fault
-    try:
+    with needing_server("running a node"):
         from raftkv.server import node
-    except ModuleNotFoundError as fault:
-        if fault.name and fault.name.split(".")[0] == "raftkv":
-            raise
-        raise click.ClickException(
-            f"running a node needs the package {fault.name}: pip install 'raftkv[server]'"
-        ) from fault
     ctx.exit(node.run(settings))
 
 

@@ -134,6 +134,24 @@ def endpoints_from(given: str | None) -> tuple[str, ...]:
     return tuple(f"http://{each}" for each in running_endpoints(default_directory())) or (DEFAULT_ENDPOINT,)
 
 
+output_option = click.option(
+    "-o",
+    "-w",
+    "--output",
+    "--write-out",
+    "output",
+    type=click.Choice(CLIENT_FORMATS),
+    envvar=["RAFTKV_OUTPUT", "ETCDCTL_WRITE_OUT"],
+    help="Form of the answer.  [default: simple]",
+)
+
+
+def output_from(given: str | None) -> str:
+    """The form of the answer: given to the command, else before its name, else etcdctl's `simple`."""
+    before = click.get_current_context().find_object(dict) or {}
+    return given or before.get("output") or "simple"
+
+
 _OPTIONS: tuple[Callable[[Callable[..., Any]], Callable[..., Any]], ...] = (
     click.option(
         "--endpoints",
@@ -141,16 +159,7 @@ _OPTIONS: tuple[Callable[[Callable[..., Any]], Callable[..., Any]], ...] = (
         help="Where the cluster is. [env: RAFTKV_ENDPOINTS, ETCDCTL_ENDPOINTS; default: the running local cluster, "
         f"else {DEFAULT_ENDPOINT}]",
     ),
-    click.option(
-        "-o",
-        "-w",
-        "--output",
-        "--write-out",
-        "output",
-        type=click.Choice(CLIENT_FORMATS),
-        envvar=["RAFTKV_OUTPUT", "ETCDCTL_WRITE_OUT"],
-        help="Form of the answer.  [default: simple]",
-    ),
+    output_option,
     click.option(
         "--timeout",
         "--command-timeout",

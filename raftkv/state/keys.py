@@ -30,6 +30,9 @@ Keys of users are escaped in `h` (00 becomes 00 ff) because something follows th
 from __future__ import annotations
 
 import struct
+from typing import NamedTuple
+
+from raftkv.state.store import StoreDamaged
 
 CURRENT = b"c"
 CURRENT_END = b"d"
@@ -91,6 +94,30 @@ assert VERSION.size == VERSION_BYTES
 
 _END_OF_KEY = b"\0\1"
 _AFTER_KEY = b"\0\2"
+
+
+class Head(NamedTuple):
+    """What `m/state` says: which state this is."""
+
+    applied_index: int
+    applied_term: int
+    revision: int
+    compact_revision: int
+    rolling_hash: int
+
+    def encode(self) -> bytes:
+        """The record."""
+        return STATE.pack(STATE_FORMAT, *self)
+
+    @classmethod
+    def decode(cls, stored: bytes) -> Head:
+        """
+        Raises:
+            StoreDamaged: not a record that this code can read.
+        """
+        if len(stored) != STATE.size or stored[0] != STATE_FORMAT:
+            raise StoreDamaged(f"the state's record {STATE_KEY!r} is not of format {STATE_FORMAT}: {stored[:16].hex()}")
+        return cls(*STATE.unpack(stored)[1:])
 
 
 def history_prefix(key: bytes) -> bytes:

@@ -56,10 +56,9 @@ from raftkv.state.keys import (
     MEMBER_ID,
     SESSIONS,
     SESSIONS_END,
-    STATE,
-    STATE_FORMAT,
     STATE_KEY,
     SWEEP_KEY,
+    Head,
 )
 from raftkv.state.leases import LeaseEvent, LeaseRecord, Leases, keys_of
 from raftkv.state.mvcc import Reader
@@ -67,7 +66,7 @@ from raftkv.state.overlay import Overlay
 from raftkv.state.ranges import read_range
 from raftkv.state.results import Done, HashKVResult, Refusal, RefusalCode, Result
 from raftkv.state.sessions import SessionEvent, Sessions
-from raftkv.state.store import KeyValueStore, KeyValueView, StoreDamaged
+from raftkv.state.store import KeyValueStore, KeyValueView
 
 _PUT = int(CommandKind.PUT)
 _SESSION_CALL = int(CommandKind.SESSION_CALL)
@@ -109,21 +108,15 @@ class StateMachine:
         self._sweep_place: bytes | None = store.get(SWEEP_KEY)
         stored = store.get(STATE_KEY)
         if stored is not None:
-            self._load(stored)
+            (
+                self.applied_index,
+                self.applied_term,
+                self.revision,
+                self.compact_revision,
+                self.rolling_hash,
+            ) = Head.decode(stored)
         for key, value in store.iterate(MEMBER, MEMBER_END):
             self._members[MEMBER_ID.unpack_from(key, len(MEMBER))[0]] = value
-
-    def _load(self, stored: bytes) -> None:
-        if len(stored) != STATE.size or stored[0] != STATE_FORMAT:
-            raise StoreDamaged(f"the state's record {STATE_KEY!r} is not of format {STATE_FORMAT}: {stored[:16].hex()}")
-        (
-            _,
-            self.applied_index,
-            self.applied_term,
-            self.revision,
-            self.compact_revision,
-            self.rolling_hash,
-        ) = STATE.unpack(stored)
 
     # Writing
 
@@ -322,14 +315,9 @@ class StateMachine:
         return lease in self._leases.records
 
     def _head(self) -> bytes:
-        return STATE.pack(
-            STATE_FORMAT,
-            self.applied_index,
-            self.applied_term,
-            self.revision,
-            self.compact_revision,
-            self.rolling_hash,
-        )
+        return Head(
+            self.applied_index, self.applied_term, self.revision, self.compact_revision, self.rolling_hash
+        ).encode()
 
     # Reading
 

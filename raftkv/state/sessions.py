@@ -67,6 +67,8 @@ disk are to be read, so it never changes."""
 _LOADED_MAX = 10_000
 """So many sessions are kept in memory between two writes."""
 _OPENED_BITS = 20  # of an id: the number of the session among those of one entry; the others are the entry's index
+ENTRY_INDEX_MAX = (1 << 64 - _OPENED_BITS) - 1
+"""The last entry whose sessions have an id."""
 
 
 class SessionChange(enum.Enum):

@@ -47,6 +47,10 @@ class StoreForeign(StoreUnusable):
     """The store belongs to another node, another cluster, or another program."""
 
 
+class StoreOccupied(StoreUnusable):
+    """There is something where a new store was to be made."""
+
+
 class StoreTooNew(StoreUnusable):
     """The store was written by a later version in a format this one does not know."""
 

@@ -41,6 +41,12 @@ class Records(Protocol):
     def iterate(self, start: bytes, stop: bytes | None) -> Iterator[tuple[bytes, bytes]]: ...
 
 
+class Readable(Protocol):
+    """What a snapshot is read from: a file, or a part of one."""
+
+    def read(self, length: int, /) -> bytes: ...
+
+
 def write_snapshot(file: IO[bytes], view: Records, meta: SnapshotMeta) -> bytes:
     """Write the snapshot of `view`; returns its digest."""
     digest = hashlib.sha256()
@@ -84,7 +90,7 @@ class SnapshotParser:
     known to be right, so nothing that was built from it counts before.
     """
 
-    def __init__(self, file: IO[bytes]) -> None:
+    def __init__(self, file: Readable) -> None:
         """
         Raises:
             SnapshotFailed: this is not the beginning of a snapshot.

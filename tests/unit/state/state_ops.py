@@ -29,23 +29,8 @@ from raftkv.state.commands import CommandKind
 
 T = TypeVar("T")
 LEASES = (1, 2, 2**63 - 1)
-KEYS = (
-    b"a",
-    b"b",
-    b"c",
-    b"ab",
-    b"a\0",
-    b"a\0\xff",
-    b"a\0\1",
-    b"\0",
-    b"\0\0",
-    b"\xff",
-    b"\xff\xff",
-    b"b\xff",
-    b"d/",
-    b"d/a",
-    b"d/b/c",
-)
+KEYS = (b"a", b"b", b"c", b"ab", b"a\0", b"a\0\xff", b"a\0\1", b"\0", b"\0\0", b"\xff", b"\xff\xff", b"b\xff")
+KEYS += (b"d/", b"d/a", b"d/b/c")
 ENDS = (b"", b"", b"\0", b"b", b"c", b"a\0\0", b"\xff", b"a", b"d", b"d0")
 VALUES = (b"", b"1", b"2", b"10", b"\xff\0", b"x" * 300)
 

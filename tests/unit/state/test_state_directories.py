@@ -1,4 +1,4 @@
-"""Listings that are remembered are what the store has: through batches, leases, nested directories and undone changes."""
+"""Listings that are remembered are what the store has, whatever changed, was undone, or lies in two directories."""
 
 from __future__ import annotations
 
@@ -50,9 +50,7 @@ def some_request(random: random.Random) -> PutRequest | DeleteRangeRequest | Txn
 def test_a_listing_is_what_the_store_has(seed: int) -> None:
     chance = random.Random(seed)
     machine = StateMachine(MemoryStore())
-    index = 0
-    for _ in range(12):
-        index += 1
+    for index in range(1, 13):
         requests = [some_request(chance) for _ in range(chance.randrange(1, 5))]
         grants = [LeaseGrantRequest(ID=lease, TTL=9) for lease in (1, 2)]
         machine.apply(index, 1, [group(*grants, *requests)])
