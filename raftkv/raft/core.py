@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Sequence
 from random import Random
 from typing import Any
 
-from raftkv.raft import election, membership, quorum, replication, transfer
+from raftkv.raft import election, leading, membership, replication, transfer
 from raftkv.raft.config import RaftConfig
 from raftkv.raft.election import Candidacy
 from raftkv.raft.errors import NotLeader, Overloaded, TransferInProgress
@@ -105,7 +105,7 @@ class Raft:
         self.dirty = False  # something may be there to append
         self.transfer_elapsed = 0
         self.thrift = Thrift(self)
-        self._heartbeat_elapsed = 0
+        self.heartbeat_elapsed = 0
         self.beat_due = False
 
         # Out.
@@ -203,36 +203,10 @@ class Raft:
         self.now += 1
         self.out.tick()
         if self.role is Role.LEADER:
-            self._tick_leader()
+            leading.tick(self)
         else:
             election.tick(self)
         self.reads.tick()
-
-    def _tick_leader(self) -> None:
-        config = self.config
-        if self.disk_stalled:
-            # It could go on for ever with the others' disks, or hang for ever when they need it (hashicorp/raft #503).
-            transfer.hand_over(self, "disk stalled")
-            return
-        transfer.tick(self)
-        self.thrift.tick()
-        self._heartbeat_elapsed += 1
-        if self._heartbeat_elapsed < config.heartbeat_ticks:
-            return
-        self._heartbeat_elapsed = 0
-        if config.check_quorum and not self._quorum_active():
-            self.event("quorum_lost")
-            self.become_follower(self.term, 0, "no quorum answers")
-            return
-        self.beat_due = True
-        transfer.remind(self)
-        membership.maybe_leave(self)
-
-    def _quorum_active(self) -> bool:
-        since = self.now - self.config.election_ticks
-        active = {peer: progress.active_tick > since for peer, progress in self.progress.items()}
-        active[self.node_id] = True
-        return quorum.has_quorum(self.conf, active)
 
     # Inputs: proposals.
 
@@ -480,7 +454,7 @@ class Raft:
         self.candidacy.clear()
         log = self.log
         self.token = 0
-        self._heartbeat_elapsed = 0
+        self.heartbeat_elapsed = 0
         self.beat_due = False
         self.lead_transferee = 0
         self.progress = {}
