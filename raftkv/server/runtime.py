@@ -36,7 +36,7 @@ from raftkv.server.lease_port import LeasePort, is_done
 from raftkv.server.leasing import Leasing
 from raftkv.server.lessor import LeaseLeft
 from raftkv.server.peers import Peers
-from raftkv.server.services.contract import MemberFacts, NodeStatus, SpooledSnapshot
+from raftkv.server.services.contract import Mark, MemberFacts, NodeStatus, SpooledSnapshot
 from raftkv.server.snapshots import SnapshotSender
 from raftkv.server.stores import Stores
 from raftkv.server.ticking import Ticker
@@ -155,6 +155,14 @@ class Runtime:
         future = self.callers.read(deadline)
         self._wake()
         return future
+
+    def mark(self) -> Mark:
+        """What this node has proposed so far, as the leader of its term; for `is_after`."""
+        return Mark(self._raft.term if self._raft.role is Role.LEADER else 0, self._raft.log.last)
+
+    def is_after(self, mark: Mark) -> bool:
+        """Whether the state as applied here is certainly of a time after `mark` was taken: see `contract.Mark`."""
+        return 0 < mark.term == self.machine.applied_term and self.machine.applied_index > mark.index
 
     def ask_lease(self, lease: int, *, renew: bool, deadline: float | None) -> asyncio.Future[LeaseLeft]:
         """Have the leader renew a lease, or say how long it has; it answers only when it has proved that it leads.

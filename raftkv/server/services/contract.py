@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from raftkv._pb.common_pb2 import ResponseHeader
 from raftkv.server.config import NodeConfig
@@ -41,6 +41,18 @@ class NodeStatus:
     is_learner: bool
     state_bytes: int  # the state on disk
     state_bytes_in_use: int  # what would be left of it after a defragmentation, about
+
+
+class Mark(NamedTuple):
+    """A moment, by the last entry that a leader had appended.
+
+    Once a later entry of the same term is applied, the state is of a time after that moment, and whoever came before it
+    may be answered from there, linearizably, without another round: that entry was appended after the moment and is
+    committed, so all that was committed before the moment lies before it, whoever may lead by then (Ongaro 3.6.3).
+    """
+
+    term: int  # 0: this node did not lead, and no state proves anything
+    index: int
 
 
 class SpooledSnapshot(Protocol):
@@ -98,6 +110,14 @@ class Node(Protocol):
 
     def submit_read(self, deadline: float | None) -> asyncio.Future[object]:
         """As `read_barrier`, as a future; likewise."""
+        ...
+
+    def mark(self) -> Mark:
+        """What this node has proposed so far, as a leader."""
+        ...
+
+    def is_after(self, mark: Mark) -> bool:
+        """Whether `machine` is certainly of a time after `mark` was taken."""
         ...
 
     def ask_lease(self, lease: int, *, renew: bool, deadline: float | None) -> asyncio.Future[LeaseLeft]:

@@ -21,7 +21,7 @@ from raftkv.server.config import NodeConfig
 from raftkv.server.errors import NoLeader, RequestTimeout
 from raftkv.server.health import Health
 from raftkv.server.lessor import LeaseLeft, Lessor
-from raftkv.server.services.contract import MemberFacts, NodeStatus
+from raftkv.server.services.contract import Mark, MemberFacts, NodeStatus
 from raftkv.state.commands import Command, CommandKind, Group
 from raftkv.state.machine import StateMachine
 from raftkv.state.results import Result
@@ -95,6 +95,12 @@ class FakeNode:
 
     def submit_read(self, deadline: float | None) -> asyncio.Future[object]:
         return asyncio.ensure_future(self.read_barrier(deadline))
+
+    def mark(self) -> Mark:
+        return Mark(self.term if self.leader == self.node_id else 0, self.machine.applied_index)
+
+    def is_after(self, mark: Mark) -> bool:
+        return 0 < mark.term == self.machine.applied_term and self.machine.applied_index > mark.index
 
     def ask_lease(self, lease: int, *, renew: bool, deadline: float | None) -> asyncio.Future[LeaseLeft]:
         return asyncio.ensure_future(self._ask_lease(lease, renew, deadline))

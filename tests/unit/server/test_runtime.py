@@ -125,3 +125,29 @@ async def test_results_come_in_the_order_of_the_log(runtime: Runtime) -> None:
     revisions = [answer.header.revision for answer in answers if isinstance(answer, PutResponse)]
     assert revisions == sorted(set(revisions))
     assert len(revisions) == 500
+
+
+async def test_a_state_is_after_a_mark_when_something_was_appended_and_applied_since(
+    runtime: Runtime, disk: Held
+) -> None:
+    mark = runtime.mark()
+    assert not runtime.is_after(mark)
+    disk.hold()
+    one = submit(runtime, b"a")
+    await asyncio.sleep(0)
+    late = runtime.mark()  # the entry of `a` was appended before
+    assert not runtime.is_after(mark)
+    disk.release()
+    async with asyncio.timeout(10):
+        await one
+    assert runtime.is_after(mark)
+    assert not runtime.is_after(late)
+
+
+async def test_a_mark_proves_nothing_without_leadership_or_in_another_term(runtime: Runtime) -> None:
+    mark = runtime.mark()
+    await put(runtime, b"a")
+    assert not runtime.is_after(mark._replace(term=mark.term + 1))
+    assert not runtime.is_after(mark._replace(term=0))
+    runtime.replica.raft.become_follower(mark.term, 0, "the test says so")
+    assert runtime.mark().term == 0
