@@ -193,10 +193,13 @@ class Lock:
         contender = self._present()
 
         def cancel_body() -> None:
-            # Only while this very acquisition is inside its block. Where the body itself finds out, what it called
-            # raises; a cancellation of its own would come out after the block (before Python 3.13).
             body = self._body
-            if body is None or self._contender is not contender or body is asyncio.current_task():
+            if body is None or self._contender is not contender:
+                return  # only while this very acquisition is inside its block
+            if body is asyncio.current_task():
+                # It found out itself, and what it called raises: that may leave the block, and a cancellation begun now
+                # would then come out after it (before Python 3.13).
+                asyncio.get_running_loop().call_soon(cancel_body)
                 return
             self._cancelled_body = True
             body.cancel("the lock was lost")

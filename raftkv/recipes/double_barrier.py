@@ -101,12 +101,12 @@ class DoubleBarrier(Holding):
             Unavailable: the cluster could not be asked.
         """
         place = self._present()
-        self._place = None
         place.check()
+        self._place = None
         try:
             await self._leave(place)
         except BaseException:
-            place.abandon()
+            self._failed_to_leave(place)
             raise
 
     async def _leave(self, place: Place) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
@@ -81,6 +82,19 @@ async def test_who_finds_out_by_itself_is_not_cancelled_besides(client: AsyncCli
     assert task is not None
     assert task.cancelling() == 0
     assert leadership.state is LockState.LOST
+
+
+async def test_who_does_not_listen_is_cancelled_all_the_same(client: AsyncClient, node: LeasingNode) -> None:
+    async def lead() -> None:
+        async with client.election("x").campaign("me") as leadership:
+            node.cluster.delete(kv_pb2.DeleteRangeRequest(key=leadership.key))
+            with contextlib.suppress(NotLeading):
+                await leadership.proclaim("still me")
+            await asyncio.Event().wait()
+
+    with pytest.raises(NotLeading):
+        async with asyncio.timeout(10):
+            await lead()
 
 
 async def test_resigning_what_was_lost_is_no_error(client: AsyncClient, node: LeasingNode, clock: Clock) -> None:
