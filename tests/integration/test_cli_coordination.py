@@ -316,6 +316,8 @@ def test_who_is_interrupted_while_waiting_leaves_the_queue(terminal: Terminal, c
         error = terminal.run("lock", "busy", "--wait", "300ms", "--", "touch", "ran", code=124)
         assert error == "Error: busy was not free within 0.3 s\n"
         assert terminal.run("lock", "busy", "--wait", "300ms", code=1) == error
+        error = terminal.run("lock", "busy", "--wait", "0", "--", "touch", "ran", code=124)
+        assert error == "Error: busy is not free\n"
         assert client.range("busy/", prefix=True).count == 1
         assert leases(client) == before
     assert not (terminal.directory / "ran").exists()
