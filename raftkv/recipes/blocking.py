@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
-from raftkv.client import DEFAULT, Client, Guard, KeyValue, LockLost, LockState, Unavailable
+from raftkv.client import DEFAULT, Client, Guard, KeyValue, LockLost, LockState, RaftkvError, Unavailable
 from raftkv.client.blocking_coordination import BlockingLeadership
 from raftkv.client.keys import Text
 from raftkv.client.options import Default, TimeoutArg
@@ -314,9 +314,19 @@ class Registration:
         return self._twin.registered.is_set()
 
     @property
+    def lost(self) -> bool:
+        """Whether it was lost, and has not come back yet."""
+        return self._twin.lost.is_set()
+
+    @property
     def losses(self) -> int:
         """As `Registration.losses`."""
         return self._twin.losses
+
+    @property
+    def failure(self) -> RaftkvError | None:
+        """As `Registration.failure`."""
+        return self._twin.failure
 
     def update(self, *, address: str | None = None, metadata: Mapping[str, str] | None = None) -> None:
         """As `Registration.update`."""
