@@ -111,7 +111,6 @@ class LeasingNode(FakeNode):
         self.cluster: LeasingCluster = cluster
         self.renewing = asyncio.Event()  # whether renewals are answered
         self.renewing.set()
-        self.renewed = 0
         self.watches = 0  # streams that are open
         self.serves_locks = True  # as raftkv's nodes do, and etcd's not in our way
 
@@ -166,7 +165,6 @@ class LeasingNode(FakeNode):
             ttl_ms = self.cluster.leases.get(request.ID, 0)
             response = lease_pb2.LeaseKeepAliveResponse(ID=request.ID, TTL=ttl_ms // 1000, ttl_ms=ttl_ms)
             self.fill(response.header)
-            self.renewed += 1
             yield response
 
     async def _watch(
