@@ -140,6 +140,7 @@ class Leadership(Lock):
             return
         if contender.state is LockState.LOST:
             contender.abandon()
+            self._told = True
             return
         self._contender = None
         await contender.leave(timeout)

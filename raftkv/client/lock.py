@@ -87,6 +87,7 @@ class Lock:
         self._contender: Contender | None = None
         self._body: asyncio.Task[object] | None = None
         self._cancelled_body = False
+        self._told = False  # by `release`, that what is in `_contender` is lost
 
     @property
     def state(self) -> LockState:
@@ -159,6 +160,7 @@ class Lock:
             lock_delay_s=self._lock_delay_s,
             lost_error=self._lost_error,
         )
+        self._told = False
         try:
             await contender.enter(limit_s)
         except BaseException:
@@ -182,6 +184,7 @@ class Lock:
         contender = self._present()
         if contender.state is LockState.LOST:
             contender.abandon()
+            self._told = True
             raise contender.error()
         self._contender = None
         await contender.leave(timeout)
@@ -220,6 +223,8 @@ class Lock:
             by_others = body is None or not self._cancelled_body or body.uncancel() > 0
             if cancelled and by_others:
                 return  # somebody else cancelled this task, and that goes first
+            if self._told and not cancelled:
+                return  # released in the body, which was told
             raise contender.error() from (None if cancelled else error)
         self._contender = None
         if cancelled:

@@ -101,9 +101,9 @@ class DoubleBarrier(Holding):
             Unavailable: the cluster could not be asked.
         """
         place = self._present()
-        place.check()
         self._place = None
         try:
+            place.check()
             await self._leave(place)
         except BaseException:
             self._failed_to_leave(place)

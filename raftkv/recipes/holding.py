@@ -264,6 +264,7 @@ class Holding(abc.ABC):
         self._place: Place | None = None
         self._body: asyncio.Task[object] | None = None
         self._cancelled_body = False
+        self._told = False  # by `release` and the like, that what is in `_place` is lost
 
     @abc.abstractmethod
     async def _enter(self, place: Place) -> None:
@@ -338,6 +339,7 @@ class Holding(abc.ABC):
         if old is not None:
             old.abandon()
         self._place = place = Place(self._client, self._ttl_s, self._owner)
+        self._told = False
         try:
             async with limited(limit_s, LockTimeout, f"{self._what} {self._name!r} was not free", "LOCK_TIMEOUT"):
                 await place.open()
@@ -358,10 +360,10 @@ class Holding(abc.ABC):
                 (also where this is cancelled), then it runs out by itself.
         """
         place = self._present()
-        if place.state is LockState.LOST:
-            place.abandon()
-            raise place.error()
         self._place = None
+        if place.state is LockState.LOST:
+            self._failed_to_leave(place)
+            raise place.error()
         await place.leave(timeout)
 
     async def __aenter__(self) -> Self:
@@ -401,6 +403,8 @@ class Holding(abc.ABC):
         by_others = body is None or not self._cancelled_body or body.uncancel() > 0
         if cancelled and by_others:
             return  # somebody else cancelled this task, and that goes first
+        if self._told and not cancelled:
+            return  # released in the body, which was told
         raise place.error() from (None if cancelled else error)
 
     async def _leave_block(self, place: Place, error: BaseException | None) -> None:
@@ -421,7 +425,7 @@ class Holding(abc.ABC):
     def _failed_to_leave(self, place: Place) -> None:
         place.abandon()
         if place.state is LockState.LOST:
-            self._place = place  # for good, until it is acquired anew
+            self._place, self._told = place, True  # lost for good, until it is acquired anew
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._name!r} {self.state.value}>"

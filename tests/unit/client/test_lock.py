@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -102,6 +103,35 @@ async def test_what_was_lost_stays_lost_until_it_is_acquired_anew(
         assert lock.state is LockState.HELD
         assert lock.fence > old
     assert lock.state is LockState.IDLE
+
+
+async def test_who_was_told_of_the_loss_when_giving_it_back_is_not_told_again(
+    client: AsyncClient, clock: Clock
+) -> None:
+    async with client.lock("x", ttl=9) as lock:
+        clock.advance(9)
+        with pytest.raises(LockLost):
+            await lock.release()
+    assert lock.state is LockState.LOST
+
+
+async def test_a_body_that_gives_it_back_in_the_end_leaves_with_the_loss(client: AsyncClient, clock: Clock) -> None:
+    lock = client.lock("x", ttl=9)
+
+    async def hold() -> None:
+        async with lock:
+            try:
+                clock.advance(9)
+                await asyncio.sleep(60)
+            finally:
+                with contextlib.suppress(LockLost):
+                    await lock.release()
+
+    with pytest.raises(LockLost):
+        await hold()
+    task = asyncio.current_task()
+    assert task is not None
+    assert task.cancelling() == 0
 
 
 async def test_giving_it_back_is_no_loss(client: AsyncClient) -> None:

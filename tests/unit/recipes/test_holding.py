@@ -266,6 +266,14 @@ async def test_losing_it_cancels_the_body_and_is_told(kind: str, make: Make, sto
     assert held.state is LockState.IDLE
 
 
+async def test_who_was_told_of_the_loss_when_giving_it_back_is_not_told_again(make: Make, store: Store) -> None:
+    async with Semaphore(make(), "x", 1).permit() as held:
+        lease_of(held, store).why_lost = "its deadline has passed, which nobody noticed yet"
+        with pytest.raises(LockLost):
+            await held.release()
+    assert held.state is LockState.LOST
+
+
 async def test_who_finds_out_by_itself_is_not_cancelled_besides(make: Make) -> None:
     """The cancellation of its own task would come out later, where nobody expects it."""
     await Queue(make(), "x").put("job")
