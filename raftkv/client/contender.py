@@ -175,16 +175,21 @@ class Contender:
     async def _unless_lost(self, entering: Coroutine[Any, Any, T]) -> T:
         """What it returns. LockLost as soon as our lease is lost, whatever it waits for, be it any node to be there."""
         task = asyncio.ensure_future(entering)
-        lost = asyncio.ensure_future(self.lease.lost.wait())
-        try:
-            await asyncio.wait((task, lost), return_when=asyncio.FIRST_COMPLETED)
-            if not task.done():
-                raise self.error()
-            return task.result()
-        finally:
+
+        def end() -> None:
             task.cancel()
-            lost.cancel()
-            await asyncio.gather(task, lost, return_exceptions=True)
+
+        forget = self.lease.on_lost(end)
+        try:
+            await asyncio.wait((task,))
+        finally:
+            forget()
+            if not task.done():
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+        if task.cancelled() and self.lease.lost.is_set():
+            raise self.error()
+        return task.result()
 
     async def _queue_up(self) -> None:
         first = await self._arrive()
