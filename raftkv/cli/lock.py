@@ -45,7 +45,12 @@ def _checked_name(ctx: click.Context, param: click.Parameter, value: str) -> byt
 @click.argument("name", callback=_checked_name)
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @_ttl_option
-@click.option("--wait", "wait_s", type=Duration(), help="Give up when it is not free so soon.  [default: never]")
+@click.option(
+    "--wait",
+    "wait_s",
+    type=Duration(zero=True),
+    help="Give up when it is not free so soon; 0 takes it if it is free.  [default: never]",
+)
 @click.option(
     "--grace",
     "grace_s",

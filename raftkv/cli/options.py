@@ -55,13 +55,21 @@ class Duration(click.ParamType[float]):
 
     name = "duration"
 
+    def __init__(self, *, zero: bool = False) -> None:
+        """
+        Args:
+            zero: 0 is one, too.
+        """
+        self._zero = zero
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """To seconds."""
         if isinstance(value, (int, float)):
             return float(value)
         match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)(ms|s|m|h|)", str(value).strip())
-        if match is None or float(match[1]) == 0:
-            self.fail(f"{value!r} is not a time above 0, such as 5s or 500ms", param, ctx)
+        if match is None or (float(match[1]) == 0 and not self._zero):
+            above = "" if self._zero else " above 0"
+            self.fail(f"{value!r} is not a time{above}, such as 5s or 500ms", param, ctx)
         return float(match[1]) * _UNITS[match[2]]
 
 

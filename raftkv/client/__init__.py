@@ -7,7 +7,14 @@ import logging
 from raftkv.client import forking as _forking  # noqa: F401 - before anything else imports gRPC
 
 # isort: split
-from raftkv.client.blocking import Client
+from raftkv.client.blocking import BlockingCluster, BlockingMaintenance, BlockingTxn, Client
+from raftkv.client.blocking_coordination import (
+    BlockingElection,
+    BlockingLeadership,
+    BlockingLease,
+    BlockingLock,
+    BlockingWatch,
+)
 from raftkv.client.breaker import BreakerConfig, BreakerState
 from raftkv.client.client import AsyncClient
 from raftkv.client.contender import LockState
@@ -71,6 +78,14 @@ __all__ = [
     "Alarm",
     "AsyncClient",
     "AttemptFailed",
+    "BlockingCluster",
+    "BlockingElection",
+    "BlockingLeadership",
+    "BlockingLease",
+    "BlockingLock",
+    "BlockingMaintenance",
+    "BlockingTxn",
+    "BlockingWatch",
     "BreakerChanged",
     "BreakerConfig",
     "BreakerState",

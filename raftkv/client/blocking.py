@@ -315,6 +315,11 @@ class Client(BlockingCoordination):
         return self._twin.endpoints
 
     @property
+    def namespace(self) -> bytes:
+        """As `AsyncClient.namespace`."""
+        return self._twin.namespace
+
+    @property
     def state(self) -> Connectivity:
         """As `AsyncClient.state`."""
         return self._twin.state
@@ -472,9 +477,13 @@ class Client(BlockingCoordination):
         """As `AsyncClient.txn`; `commit()` returns the result itself."""
 
         def send(branches: Branches, timeout: TimeoutArg) -> TxnResult:
-            return self._call(self._twin.commit(branches, guards=guards, timeout=timeout))
+            return self.commit(branches, guards=guards, timeout=timeout)
 
         return TxnBuilder(send)
+
+    def commit(self, branches: Branches, *, guards: Sequence[Guard] = (), timeout: TimeoutArg = DEFAULT) -> TxnResult:
+        """As `AsyncClient.commit`."""
+        return self._call(self._twin.commit(branches, guards=guards, timeout=timeout))
 
     def update(
         self,

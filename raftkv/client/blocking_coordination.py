@@ -2,13 +2,15 @@
 
 A thread cannot be cancelled: where the asynchronous `async with` cancels its body when a lock is lost, here the body
 goes on until it looks (`check()`, `remaining()`, `lost`, a guarded write) or ends, and is then left with LockLost.
+What it looks at reads the clock, so that it is right even while raftkv's own thread is held up; only callbacks are
+called by that one.
 """
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Collection, Coroutine, Iterator
+from collections.abc import Callable, Collection, Coroutine, Iterator
 from types import TracebackType
 from typing import Any, Final, Protocol, Self, TypeVar
 
@@ -18,6 +20,7 @@ from raftkv.client.election import Election, Leadership
 from raftkv.client.keys import Text
 from raftkv.client.lease import Lease, LeaseGrant, LeaseInfo, LeaseState
 from raftkv.client.lock import Lock
+from raftkv.client.loss import LossEvent, loss_of
 from raftkv.client.options import DEFAULT, Default, TimeoutArg
 from raftkv.client.results import Event, KeyValue, WatchBatch
 from raftkv.client.txn import Guard
@@ -39,7 +42,8 @@ class BlockingLease:
     def __init__(self, twin: Lease, call: Handover) -> None:
         self._twin = twin
         self._call = call
-        self.lost: Final = threading.Event()
+        self.lost: Final = LossEvent(lambda: bool(twin.id) and twin.state is LeaseState.LOST, twin.remaining)
+        """Set when it is lost; revoking it yourself sets it too."""
 
     def grant(self) -> Self:
         """As `Lease.grant`."""
@@ -65,6 +69,21 @@ class BlockingLease:
         """As `Lease.state`."""
         return self._twin.state
 
+    @property
+    def deadline(self) -> float:
+        """As `Lease.deadline`."""
+        return self._twin.deadline
+
+    @property
+    def why_lost(self) -> str:
+        """As `Lease.why_lost`."""
+        return self._twin.why_lost
+
+    def on_lost(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """As `Lease.on_lost`. `callback` is called in raftkv's own thread, and must not block."""
+        forget = self._call(in_loop(lambda: self._twin.on_lost(callback)))
+        return lambda: self._call(in_loop(forget))
+
     def remaining(self) -> float:
         """As `Lease.remaining`."""
         return self._twin.remaining()
@@ -76,6 +95,14 @@ class BlockingLease:
     def revoke(self, *, timeout: TimeoutArg = DEFAULT) -> None:
         """As `Lease.revoke`."""
         self._call(self._twin.revoke(timeout=timeout))
+
+    def abandon(self) -> None:
+        """As `Lease.abandon`."""
+        self._call(in_loop(self._twin.abandon))
+
+    def let_run_out(self) -> None:
+        """As `Lease.let_run_out`."""
+        self._call(in_loop(self._twin.let_run_out))
 
     def __enter__(self) -> Self:
         return self if self.id else self.grant()
@@ -97,6 +124,11 @@ class BlockingWatch:
     def revision(self) -> int:
         """As `Watch.revision`."""
         return self._twin.revision
+
+    @property
+    def endpoint(self) -> str:
+        """As `Watch.endpoint`."""
+        return self._twin.endpoint
 
     def get(self, timeout: float | None = None) -> Event | None:
         """The next event; None when there was none within `timeout` seconds, or the watch was closed."""
@@ -131,6 +163,11 @@ class BlockingWatch:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+async def in_loop(function: Callable[[], T]) -> T:
+    """Call it in the loop's thread, whose state it changes."""
+    return function()
 
 
 async def _next(source: Any) -> Any:
@@ -181,6 +218,10 @@ class BlockingLock:
         """As `Lock.guard`."""
         return self._twin.guard()
 
+    def when_lost(self, callback: Callable[[], None]) -> None:
+        """As `Lock.when_lost`. `callback` is called in raftkv's own thread, and must not block."""
+        self._call(in_loop(lambda: self._twin.when_lost(callback)))
+
     def acquire(self, *, timeout: TimeoutArg | Default = DEFAULT) -> Self:
         """As `Lock.acquire`."""
         self._call(self._acquire(timeout))
@@ -188,7 +229,7 @@ class BlockingLock:
 
     async def _acquire(self, timeout: TimeoutArg | Default) -> None:
         await self._twin.acquire(timeout=timeout)
-        self.lost = lost = threading.Event()
+        self.lost = lost = loss_of(self._twin._present())
         self._twin.when_lost(lost.set)
 
     def release(self, *, timeout: TimeoutArg = DEFAULT) -> None:
@@ -300,9 +341,18 @@ class BlockingCoordination:
         )
         return BlockingWatch(twin, self._call)
 
-    def lock(self, name: Text, ttl: float = 10.0, *, owner: Text = b"", timeout: TimeoutArg = None) -> BlockingLock:
+    def lock(
+        self,
+        name: Text,
+        ttl: float = 10.0,
+        *,
+        owner: Text = b"",
+        timeout: TimeoutArg = None,
+        lock_delay: float = 0.0,
+    ) -> BlockingLock:
         """As `AsyncClient.lock`, but a body is not cancelled when the lock is lost."""
-        return BlockingLock(self._twin.lock(name, ttl, owner=owner, timeout=timeout), self._call)
+        twin = self._twin.lock(name, ttl, owner=owner, timeout=timeout, lock_delay=lock_delay)
+        return BlockingLock(twin, self._call)
 
     def election(self, name: Text, ttl: float = 10.0) -> BlockingElection:
         """As `AsyncClient.election`."""

@@ -16,16 +16,17 @@ from __future__ import annotations
 
 import asyncio
 import enum
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import grpc
 import grpc.aio
 
 from raftkv._pb import kv_pb2, lock_pb2, watch_pb2
+from raftkv.client import callbacks
 from raftkv.client.cancelling import being_cancelled
 from raftkv.client.connection import Connection
-from raftkv.client.errors import Compacted, LeaseNotFound, LockLost, LockTimeout, OutcomeUnknown, RaftkvError
+from raftkv.client.errors import Closed, Compacted, LeaseNotFound, LockLost, LockTimeout, OutcomeUnknown, RaftkvError
 from raftkv.client.faults import Fault, FaultKind, understand
 from raftkv.client.feed import Feed
 from raftkv.client.keys import Namespace, Text, prefix_end, to_bytes
@@ -40,9 +41,11 @@ from raftkv.client.watch import Watch
 if TYPE_CHECKING:
     from raftkv.client.kv import Context
 
+T = TypeVar("T")
 _Pb = kv_pb2.RangeRequest
 BACKOFF: Final = Retry()
 STEP_TRIES_MAX: Final = 20  # each step may be repeated: its key is ours alone
+PAUSE_MAX_S: Final = 2.0  # between two attempts to watch a key that is held
 
 
 class LockState(enum.Enum):
@@ -69,17 +72,36 @@ class _Refused(Exception):
 class Contender:
     """One acquisition of a name: made, entered once, left once."""
 
-    def __init__(self, context: Context, name: Text, ttl_s: float, value: bytes) -> None:
+    def __init__(
+        self,
+        context: Context,
+        name: Text,
+        ttl_s: float,
+        value: bytes,
+        *,
+        lock_delay_s: float = 0.0,
+        lost_error: type[LockLost] = LockLost,
+    ) -> None:
+        """
+        Args:
+            lock_delay_s: how long the name stays taken when this one, holding it, is not heard of any more: so much
+                longer lives the lease at the cluster than the holder believes in it.
+            lost_error: what is raised where it is not held.
+        """
         self._context = context
+        self._lock_delay_s = lock_delay_s
+        self._lost_error = lost_error
         self.prefix: Final = context.namespace.prefix + to_bytes(name, "name") + b"/"
-        self.lease: Final = Lease(context, ttl_s, True, DEFAULT)
+        self.lease: Final = Lease(context, ttl_s, True, DEFAULT, lock_delay_s)
         self.value = value
         self.key: Final = self.prefix + b"%x" % self.lease.chosen
         self.fence = 0  # the create revision of our key; 0 while there is none
         self.held = False
         self.lost: Final = asyncio.Event()
         self._gone = ""  # why it is lost although its lease may be alive
-        self._when_lost: Callable[[], None] | None = None
+        self._when_lost: Final = callbacks.Callbacks()
+        self._detach: Callable[[], None] = _nothing  # from the lease, whose end is no loss once it was given back
+        self._end_minding: Callable[[], None] = _nothing
 
     @property
     def state(self) -> LockState:
@@ -107,7 +129,7 @@ class Contender:
     def error(self) -> LockLost:
         """That it is not held."""
         shown = self.key.decode("utf-8", "backslashreplace")
-        error = LockLost(f"{shown} is not held: {self.why_lost or 'not acquired'}", code="LOCK_LOST")
+        error = self._lost_error(f"{shown} is not held: {self.why_lost or 'not acquired'}", code="LOCK_LOST")
         error.key = self.key
         return error
 
@@ -121,42 +143,73 @@ class Contender:
     async def enter(self, timeout_s: float | None) -> None:
         """Wait for the name and hold it.
 
+        Args:
+            timeout_s: None waits for ever; 0 takes it if it is free, and else never stands in the queue.
         Raises:
             LockTimeout: it was not free in time; the place in the queue is given up.
             LockLost: the lease ran out while waiting.
             Unavailable: the cluster could not be asked.
         """
+        shown = self.prefix[:-1].decode("utf-8", "backslashreplace")
         try:
-            async with asyncio.timeout(timeout_s):
-                first = await self._arrive()
-                while not first:
-                    first = await self._wait_on_server() or await self._wait_by_watch()
+            if timeout_s == 0:
+                if not await self._unless_lost(self._arrive(if_free=True)):
+                    raise LockTimeout(f"{shown} is not free", code="LOCK_TIMEOUT")
+            else:
+                async with asyncio.timeout(timeout_s):
+                    await self._unless_lost(self._queue_up())
+            if self.lease.state is LeaseState.LOST:
+                raise self.error()
         except TimeoutError as error:
             self.lease.abandon()
             if isinstance(error, RaftkvError):
                 raise
-            shown = self.prefix[:-1].decode("utf-8", "backslashreplace")
-            text = f"{shown} was not free within {timeout_s:g} s"
-            raise LockTimeout(text, code="LOCK_TIMEOUT") from None
+            raise LockTimeout(f"{shown} was not free within {timeout_s:g} s", code="LOCK_TIMEOUT") from None
         except BaseException:
             self.lease.abandon()
             raise
-        if self.lease.state is LeaseState.LOST:
-            raise self.error()
         self.held = True
-        self.lease.on_lost(lambda: self.lose(self.lease.why_lost))
-        self._context.pool.spawn(self._watch_key(), f"lock {self.lease.id:x}")
+        self._detach = self.lease.on_lost(lambda: self.lose(self.lease.why_lost))
+        self._end_minding = self._context.pool.spawn(self._mind_key(), f"lock {self.lease.id:x}")
 
-    async def _arrive(self) -> bool:
-        """Have the lease granted and put our key, at the same time. Whether it is the first."""
+    async def _unless_lost(self, entering: Coroutine[Any, Any, T]) -> T:
+        """What it returns. LockLost as soon as our lease is lost, whatever it waits for, be it any node to be there."""
+        task = asyncio.ensure_future(entering)
+
+        def end() -> None:
+            task.cancel()
+
+        forget = self.lease.on_lost(end)
+        try:
+            await asyncio.wait((task,))
+        finally:
+            forget()
+            if not task.done():
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+        if task.cancelled() and self.lease.lost.is_set():
+            raise self.error()
+        return task.result()
+
+    async def _queue_up(self) -> None:
+        first = await self._arrive()
+        while not first:
+            first = await self._wait_on_server() or await self._wait_by_watch()
+
+    async def _arrive(self, *, if_free: bool = False) -> bool:
+        """Have the lease granted and put our key, at the same time. Whether it is the first.
+
+        Args:
+            if_free: put it only where it is the first.
+        """
         granting = asyncio.ensure_future(self.lease.grant())
         try:
             await asyncio.sleep(0)  # the grant goes ahead: on one stream they stay in this order
             try:
-                first = await self._enqueue()
+                first = await self._enqueue(if_free)
             except LeaseNotFound:  # on two ways, the key was faster; or the grant has failed
                 await granting
-                first = await self._enqueue()
+                first = await self._enqueue(if_free)
             await granting
         finally:
             granting.cancel()
@@ -182,10 +235,14 @@ class Contender:
             )
         )
 
-    async def _enqueue(self) -> bool:
+    async def _enqueue(self, if_free: bool) -> bool:
         """Put our key. Whether it is the first: the same transaction looks."""
         absent = kv_pb2.Compare(
-            key=self.key, target=kv_pb2.Compare.CREATE, result=kv_pb2.Compare.EQUAL, create_revision=0
+            key=self.prefix if if_free else self.key,
+            range_end=prefix_end(self.prefix) if if_free else b"",  # all keys there are: so that there is none
+            target=kv_pb2.Compare.CREATE,
+            result=kv_pb2.Compare.EQUAL,
+            create_revision=0,
         )
         put = kv_pb2.PutRequest(key=self.key, value=self.value, lease=self.lease.chosen)
         request = kv_pb2.TxnRequest(
@@ -196,27 +253,31 @@ class Contender:
         response = await self._txn(request, Purpose.WRITE)
         if response.succeeded:
             self.fence = response.header.revision
-        else:
-            self.fence = response.responses[0].response_range.kvs[0].create_revision
+        elif own := response.responses[0].response_range.kvs:
+            self.fence = own[0].create_revision  # from an attempt whose answer was lost
         return self._is_first(response.responses[1].response_range)
 
     def _is_first(self, answer: kv_pb2.RangeResponse) -> bool:
         return bool(answer.kvs) and answer.kvs[0].key == self.key and answer.kvs[0].create_revision == self.fence
 
-    async def _look(self) -> bool:
-        """One linearizable look: our key as we made it (so its lease lives), and whether it is the first."""
+    async def _look(self) -> tuple[bool, int]:
+        """One linearizable look: our key as we made it (so its lease lives), and whether it is the first.
+
+        Returns:
+            That, and the revision of the look.
+        """
         request = kv_pb2.TxnRequest(success=[kv_pb2.RequestOp(request_range=_Pb(key=self.key)), self._first()])
         response = await self._txn(request, Purpose.READ)
         own = response.responses[0].response_range.kvs
         if not own or own[0].create_revision != self.fence:
             self._gone = "its key is gone"
             raise self.error()
-        return self._is_first(response.responses[1].response_range)
+        return self._is_first(response.responses[1].response_range), response.header.revision
 
     async def _wait_on_server(self) -> bool:
         """Let a node wait for our turn. True when it has come, by a linearizable look; False where no node does that.
 
-        Raises LockLost when our lease, or our key, is gone.
+        Raises LockLost when our key is gone.
         """
         pool = self._context.pool
         name = self.prefix[:-1]
@@ -245,11 +306,6 @@ class Contender:
         pool = self._context.pool
         epoch = connection.breaker.epoch
         call = connection.open_call(LOCK, request)
-
-        def end() -> None:
-            call.cancel()
-
-        self.lease.on_lost(end)
         try:
             response = await call
         except grpc.aio.AioRpcError as error:
@@ -265,8 +321,6 @@ class Contender:
         except asyncio.CancelledError:
             if not call.cancelled() or being_cancelled():
                 raise
-            if self.lease.state is LeaseState.LOST:
-                raise self.error() from None
             return False
         finally:
             connection.close_stream(call)
@@ -276,12 +330,7 @@ class Contender:
         return True
 
     async def _wait_by_watch(self) -> bool:
-        """Wait until the key before ours is gone. Whether ours is the first then. Raises LockLost when our lease is."""
-        await self._wait_for_predecessor()
-        return await self._look()
-
-    async def _wait_for_predecessor(self) -> None:
-        """Return when the key before ours is gone. Raises LockLost when our lease is."""
+        """Wait until the key before ours is gone. Whether ours is the first then."""
         request = _Pb(
             key=self.prefix,
             range_end=prefix_end(self.prefix),
@@ -292,9 +341,21 @@ class Contender:
             keys_only=True,
         )
         response = await self._context.call(RANGE, request, Purpose.READ, DEFAULT)
-        if not response.kvs:
-            return
-        await self._unless_lost(self._watch_delete(response.kvs[0].key, response.header.revision + 1))
+        if response.kvs:
+            await self._is_deleted(response.kvs[0].key, response.header.revision + 1)
+        first, _ = await self._look()
+        return first
+
+    async def _is_deleted(self, key: bytes, revision: int) -> bool:
+        """Wait until `key` is deleted, from this revision on. False where that cannot be told: look again."""
+        watch = self._watch_delete(key, revision)
+        try:
+            await anext(watch)
+        except (StopAsyncIteration, Compacted):
+            return False  # the client was closed; or nobody knows what happened since
+        finally:
+            watch.stop()
+        return True
 
     def _watch_delete(self, key: bytes, revision: int) -> Watch:
         request = watch_pb2.WatchCreateRequest(
@@ -303,50 +364,66 @@ class Contender:
         pool = self._context.pool
         return Watch(pool, Feed(pool, Namespace(b""), request), None, False)
 
-    async def _unless_lost(self, watch: Watch) -> None:
-        """Return with the first event, or when history was compacted; raise LockLost when our lease is lost."""
-        self.lease.on_lost(watch.stop)
-        try:
-            await anext(watch)
-        except (StopAsyncIteration, Compacted):
-            pass
-        finally:
-            watch.stop()
-        if self.lease.state is LeaseState.LOST:
-            raise self.error()
-
     # --- holding and leaving ----------------------------------------------------------------------------------------
 
-    async def _watch_key(self) -> None:
+    async def _mind_key(self) -> None:
         """Notice that somebody deletes our key. Begun late, so that what is held briefly does not pay for it."""
         await asyncio.sleep(self.lease.ttl_s / 3)
-        if self.lost.is_set():
-            return
-        try:
-            while True:
-                await self._unless_lost(self._watch_delete(self.key, self.fence + 1))
-                await self._look()
-        except LockLost:
-            self.lose(self.why_lost)
-        except RaftkvError:
-            return  # the client was closed; the lease still guards it
+        revision = self.fence
+        while not self.lost.is_set():
+            try:
+                if await self._is_deleted(self.key, revision + 1):
+                    self.lose("its key is gone")
+                    return
+                _, revision = await self._look()
+            except LockLost:
+                self.lose(self.why_lost)
+            except Closed:
+                return  # the lease tells that, too
+            except RaftkvError:
+                # Nobody could be asked, or nobody wanted to answer. The lease still guards it.
+                await asyncio.sleep(min(PAUSE_MAX_S, self.lease.ttl_s / 10))
 
     def lose(self, reason: str) -> None:
         """It is lost for this reason."""
-        if not self._gone and not self.lease.lost.is_set():
-            self._gone = reason
-        if not self.lost.is_set():
-            self.lost.set()
-            if self._when_lost is not None:
-                self._when_lost()
+        if self.lost.is_set():
+            return
+        if not self.lease.lost.is_set():
+            self._gone = self._gone or reason
+        self.lost.set()
+        self._end_minding()
+        self._when_lost.fire()
+        if self._gone:
+            self.lease.abandon()  # alive, and of no use to anybody
 
     def when_lost(self, callback: Callable[[], None]) -> None:
         """Call `callback` in the event loop when it is lost; at once where it is lost already."""
-        self._when_lost = callback
         if self.lost.is_set():
-            callback()
+            callbacks.call(callback)
+        else:
+            self._when_lost.add(callback)
 
     async def leave(self, timeout: TimeoutArg = DEFAULT) -> None:
         """Give it back: the key goes with its lease, which nobody else uses. No later holder's key can be meant."""
-        self._when_lost = None  # not lost, given back
+        self._let_go()
         await self.lease.revoke(timeout=timeout)
+
+    def abandon(self) -> None:
+        """The same for whoever has no time to wait: in the background. What is lost stays lost."""
+        ran_out = self.state is LockState.LOST and not self._gone
+        if self.state is not LockState.LOST:
+            self._let_go()
+        if ran_out and self._lock_delay_s:
+            self.lease.let_run_out()  # or the next one would not have to wait
+        else:
+            self.lease.abandon()
+
+    def _let_go(self) -> None:
+        self.held = False  # not lost, given back
+        self._when_lost.clear()
+        self._detach()
+        self._end_minding()
+
+
+def _nothing() -> None:
+    return

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
 from raftkv._pb import kv_pb2
-from raftkv.client.contender import Contender
+from raftkv.client.contender import Contender, LockState
 from raftkv.client.errors import Compacted, ConfigError, NotLeading
 from raftkv.client.keys import Text, prefix_end, to_bytes
 from raftkv.client.lease import check_ttl
@@ -109,7 +109,12 @@ class Election:
 
 
 class Leadership(Lock):
-    """One candidacy; made by `election.campaign`. As a lock, and its value may be changed."""
+    """One candidacy; made by `election.campaign`. As a lock, but what is raised on loss is NotLeading; and its value
+    may be changed.
+    """
+
+    _lost_error = NotLeading
+    _what = "leadership"
 
     async def proclaim(self, value: Text, *, timeout: TimeoutArg = DEFAULT) -> None:
         """Change the value that the others see.
@@ -130,9 +135,15 @@ class Leadership(Lock):
 
     async def resign(self, *, timeout: TimeoutArg = DEFAULT) -> None:
         """Give leadership up; no error if it was lost before. Same as etcd's `Resign`."""
-        if self._contender is not None:
-            contender, self._contender = self._contender, None
-            await contender.leave(timeout)
+        contender = self._contender
+        if contender is None:
+            return
+        if contender.state is LockState.LOST:
+            contender.abandon()
+            self._told = True
+            return
+        self._contender = None
+        await contender.leave(timeout)
 
     def _leading(self) -> Contender:
         if not self.held or self._contender is None:

@@ -9,6 +9,7 @@ Invariant: at most one renewal of a lease is under way on a stream, so an answer
 from __future__ import annotations
 
 import asyncio
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -56,6 +57,7 @@ class Keeper:
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
         self._kept: dict[int, _Kept] = {}
+        self._watched: dict[int, _Kept] = {}  # that nobody renews
         self._changed = asyncio.Event()
         self._running = False
 
@@ -64,6 +66,14 @@ class Keeper:
         due = lease.confirmed + lease.ttl_s * RENEW_SHARE
         self._kept[lease.id] = _Kept(lease, due, until=clock.now() + lease.ttl_s)
         self._changed.set()
+        self._run()
+
+    def watch(self, lease: Lease) -> None:
+        """Tell when `lease` runs out, without keeping it alive."""
+        self._watched[lease.id] = _Kept(lease, math.inf)
+        self._run()
+
+    def _run(self) -> None:
         if not self._running:
             self._running = True
             self._pool.spawn(self._keep(), "leases")
@@ -72,22 +82,27 @@ class Keeper:
     def remove(self, lease: Lease) -> None:
         """Let go of `lease`."""
         self._kept.pop(lease.id, None)
+        self._watched.pop(lease.id, None)
 
     async def _watch_deadlines(self) -> None:
         """Tell the holders of what ran out, whether or not anybody can be reached."""
         try:
             while True:
                 moment = clock.now()
-                for kept in list(self._kept.values()):
+                for kept in self._all():
                     if moment >= kept.deadline:
                         self.remove(kept.lease)
                         kept.lease.end(f"no renewal was confirmed within {kept.lease.ttl_s:g} s")
-                next_s = min((kept.deadline for kept in self._kept.values()), default=moment + LOOK_S) - moment
+                next_s = min((kept.deadline for kept in self._all()), default=moment + LOOK_S) - moment
                 await asyncio.sleep(min(max(next_s, 0.0), LOOK_S))
         finally:
-            for kept in list(self._kept.values()):
+            for kept in self._all():
                 kept.lease.end("the client was closed")
             self._kept.clear()
+            self._watched.clear()
+
+    def _all(self) -> list[_Kept]:
+        return [*self._kept.values(), *self._watched.values()]
 
     async def _keep(self) -> None:
         while True:
@@ -168,6 +183,5 @@ class Keeper:
                 self.remove(kept.lease)
                 kept.lease.end("the cluster says that it is gone")
                 continue
-            ttl_s = response.ttl_ms / 1000 if response.ttl_ms else float(response.TTL)
-            kept.lease.renewed(sent, ttl_s)
-            kept.due = sent + ttl_s * RENEW_SHARE
+            kept.lease.renewed(sent, response.ttl_ms / 1000 if response.ttl_ms else float(response.TTL))
+            kept.due = sent + kept.lease.ttl_s * RENEW_SHARE

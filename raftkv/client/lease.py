@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from raftkv._pb import lease_pb2
-from raftkv.client import clock
+from raftkv.client import callbacks, clock
 from raftkv.client.errors import (
     Closed,
     ConditionFailed,
@@ -82,7 +82,8 @@ class LeaseCalls:
 
         Args:
             ttl: seconds; the cluster has a minimum (etcd's: 2) and raises what is below.
-            keep_alive: renew it every third of its time, until it is revoked or the client closed.
+            keep_alive: renew it every third of its time, until it is revoked or the client closed. Without, it is
+                lost when its time is over, which is told as any loss is.
             timeout: for granting.
         """
         check_ttl(ttl)
@@ -143,13 +144,21 @@ class Lease:
         lost: set when the lease is lost; revoking it yourself sets it too.
     """
 
-    def __init__(self, context: Context, ttl_s: float, keep_alive: bool, timeout: TimeoutArg) -> None:
+    def __init__(
+        self, context: Context, ttl_s: float, keep_alive: bool, timeout: TimeoutArg, linger_s: float = 0.0
+    ) -> None:
+        """
+        Args:
+            linger_s: so much longer does the cluster keep it than its holder believes in it.
+        """
         self._context = context
         self._timeout = timeout
         self._keep_alive = keep_alive
         self._asked_ttl_s = ttl_s
+        self._linger_s = linger_s
         self._gone = ""  # why it is lost for certain; "" while it is not
-        self._watchers: list[Callable[[], None]] = []
+        self._watchers: Final = callbacks.Callbacks()
+        self._last_words = False  # the cluster is being told in the background that it is over
         self.chosen: Final = secrets.randbits(62) + 1  # what its id will be: named by us, so that others need not wait
         self.id = 0  # 0: not granted yet
         self.ttl_s = 0.0
@@ -163,17 +172,17 @@ class Lease:
             raise ConfigError("lease", "it has been granted already")
         pool = self._context.pool
         pool.enter()
-        chosen = self.chosen
         sent = clock.now()
         try:
-            granted = await grant(self._context, self._asked_ttl_s, self._timeout, chosen)
+            granted = await grant(self._context, self._asked_ttl_s + self._linger_s, self._timeout, self.chosen)
         except (asyncio.CancelledError, OutcomeUnknown):
-            if not pool.closed:
-                pool.spawn_last_words(self._revoke_quietly(chosen), f"revoke {chosen:x}")
+            self._revoke_in_background()
             raise
-        self.id, self.ttl_s = granted.id, granted.ttl_s
+        self.id, self.ttl_s = granted.id, granted.ttl_s - self._linger_s
         self.confirmed = sent
-        if self._keep_alive:
+        if not self._keep_alive:
+            keeper_of(self._context).watch(self)
+        else:
             if clock.now() >= self.deadline:
                 # The answer took longer than the lease lasts (etcd takes 7 s when a leader dies), so it may be over or
                 # have just begun: nobody holds anything by it yet, so a renewal may decide.
@@ -218,18 +227,22 @@ class Lease:
         if self.state is LeaseState.LOST:
             raise LeaseLost(f"lease {self.id:x} is lost: {self.why_lost}", code="LEASE_LOST")
 
-    def on_lost(self, callback: Callable[[], None]) -> None:
-        """Call `callback` in the event loop when it is lost; at once where it is lost already."""
-        if self.lost.is_set():
-            callback()
-        else:
-            self._watchers.append(callback)
+    def on_lost(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """Call `callback` in the event loop when it is lost; at once where it is lost already.
+
+        Returns:
+            A function that ends it.
+        """
+        if not self.lost.is_set():
+            return self._watchers.add(callback)
+        callbacks.call(callback)
+        return lambda: None
 
     def renewed(self, sent: float, ttl_s: float) -> None:
         """A renewal sent at `sent` was confirmed. Lost is lost, even if the lease turns out to be alive."""
         if self.state is not LeaseState.LOST or (self._decided is not None and not self._gone):
             self.confirmed = max(self.confirmed, sent)
-            self.ttl_s = ttl_s
+            self.ttl_s = ttl_s - self._linger_s
             self._decide()
 
     @property
@@ -248,12 +261,12 @@ class Lease:
         self._gone = self._gone or reason
         self.lost.set()
         self._decide()
-        watchers, self._watchers = self._watchers, []
-        for callback in watchers:
-            callback()
+        self._watchers.fire()
 
     async def revoke(self, *, timeout: TimeoutArg = DEFAULT) -> None:
         """End it, and delete its keys. It is no error if it is gone already.
+
+        Where that fails or is cancelled, it is tried a little longer in the background.
 
         Raises:
             Unavailable, OutcomeUnknown: the cluster could not be told; it then runs out by itself.
@@ -262,6 +275,13 @@ class Lease:
             return
         keeper_of(self._context).remove(self)
         self.end("it was revoked")
+        try:
+            await self._revoke(timeout)
+        except BaseException:
+            self._revoke_in_background()  # perhaps it was not sent yet, and others would wait for it to run out
+            raise
+
+    async def _revoke(self, timeout: TimeoutArg) -> None:
         for attempt in range(UNKNOWN_TRIES_MAX):
             try:
                 await self._context.call(LEASE_REVOKE, lease_pb2.LeaseRevokeRequest(ID=self.id), Purpose.WRITE, timeout)
@@ -281,7 +301,19 @@ class Lease:
         if self.id and not self._context.pool.closed:
             keeper_of(self._context).remove(self)
             self.end("it was revoked")
-            self._context.pool.spawn_last_words(self._revoke_quietly(self.id), f"revoke {self.id:x}")
+            self._revoke_in_background()
+
+    def let_run_out(self) -> None:
+        """Stop keeping it alive, and leave it to the cluster to end it in its time."""
+        if self.id:
+            keeper_of(self._context).remove(self)
+            self.end(self.why_lost or "it was given up")
+
+    def _revoke_in_background(self) -> None:
+        pool = self._context.pool
+        if not self._last_words and not pool.closed:
+            self._last_words = True
+            pool.spawn_last_words(self._revoke_quietly(self.chosen), f"revoke {self.chosen:x}")
 
     async def _revoke_quietly(self, id: int) -> None:
         request = lease_pb2.LeaseRevokeRequest(ID=id)

@@ -17,9 +17,10 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
-from raftkv.client import DEFAULT, Client, Guard, KeyValue, LockLost, LockState, Unavailable
-from raftkv.client.blocking_coordination import BlockingLeadership
+from raftkv.client import DEFAULT, Client, Guard, KeyValue, LockLost, LockState, RaftkvError, Unavailable
+from raftkv.client.blocking_coordination import BlockingLeadership, in_loop
 from raftkv.client.keys import Text
+from raftkv.client.loss import loss_of
 from raftkv.client.options import Default, TimeoutArg
 from raftkv.client.txn import Op
 from raftkv.recipes import barrier, counter, double_barrier, queue, read_write_lock, registry, semaphore
@@ -70,6 +71,10 @@ class BlockingHolding:
         """As `Holding.guard`."""
         return self._twin.guard()
 
+    def when_lost(self, callback: Callable[[], None]) -> None:
+        """As `Holding.when_lost`. `callback` is called in raftkv's own thread, and must not block."""
+        self._call(in_loop(lambda: self._twin.when_lost(callback)))
+
     def acquire(self, *, timeout: float | Default | None = DEFAULT) -> Self:
         """As `Holding.acquire`."""
         self._call(self._acquire(timeout))
@@ -77,7 +82,7 @@ class BlockingHolding:
 
     async def _acquire(self, timeout: float | Default | None) -> None:
         await self._twin.acquire(timeout=timeout)
-        self.lost = lost = threading.Event()
+        self.lost = lost = loss_of(self._twin._present())
         self._twin.when_lost(lost.set)
 
     def release(self, *, timeout: TimeoutArg = DEFAULT) -> None:
@@ -103,6 +108,11 @@ class Semaphore:
     def permit(self, *, owner: Text = b"", timeout: float | None = None) -> BlockingHolding:
         """As `Semaphore.permit`."""
         return BlockingHolding(self._client, self._twin.permit(owner=owner, timeout=timeout))
+
+    @property
+    def permits(self) -> int:
+        """As `Semaphore.permits`."""
+        return self._twin.permits
 
     def holders(self) -> tuple[KeyValue, ...]:
         """As `Semaphore.holders`."""
@@ -276,6 +286,19 @@ class LeaderTask(Generic[T]):
         self._work = work
         self._value = value
         self._pause_s = pause_s
+        self._leadership: BlockingLeadership | None = None
+        self._times_led = 0
+
+    @property
+    def leading(self) -> bool:
+        """As `LeaderTask.leading`."""
+        leadership = self._leadership
+        return leadership is not None and leadership.held
+
+    @property
+    def times_led(self) -> int:
+        """As `LeaderTask.times_led`."""
+        return self._times_led
 
     def run(self) -> T:
         """As `LeaderTask.run`."""
@@ -285,12 +308,16 @@ class LeaderTask(Generic[T]):
             try:
                 with self._election.campaign(self._value) as leadership:
                     began = True
+                    self._leadership = leadership
+                    self._times_led += 1
                     results.append(self._work(leadership))
             except LockLost:
                 pass
             except Unavailable:
                 if began and not results:
                     raise
+            finally:
+                self._leadership = None
             if results:
                 return results[0]
             time.sleep(self._pause_s)
@@ -314,9 +341,19 @@ class Registration:
         return self._twin.registered.is_set()
 
     @property
+    def lost(self) -> bool:
+        """Whether it was lost, and has not come back yet."""
+        return self._twin.lost.is_set()
+
+    @property
     def losses(self) -> int:
         """As `Registration.losses`."""
         return self._twin.losses
+
+    @property
+    def failure(self) -> RaftkvError | None:
+        """As `Registration.failure`."""
+        return self._twin.failure
 
     def update(self, *, address: str | None = None, metadata: Mapping[str, str] | None = None) -> None:
         """As `Registration.update`."""

@@ -102,11 +102,11 @@ class DoubleBarrier(Holding):
         """
         place = self._present()
         self._place = None
-        place.check()
         try:
+            place.check()
             await self._leave(place)
         except BaseException:
-            place.abandon()
+            self._failed_to_leave(place)
             raise
 
     async def _leave(self, place: Place) -> None:

@@ -19,6 +19,7 @@ from typing import Final, Self
 from raftkv.client import (
     DEFAULT,
     AsyncClient,
+    Closed,
     ConfigError,
     Event,
     Get,
@@ -34,8 +35,8 @@ from raftkv.client import (
     RaftkvError,
     RangeResult,
     TxnResult,
-    Unavailable,
     Watch,
+    callbacks,
 )
 from raftkv.client.keys import Text, to_bytes
 from raftkv.client.lease import check_ttl
@@ -43,6 +44,8 @@ from raftkv.client.options import Default, TimeoutArg, check_seconds
 from raftkv.client.txn import Branches
 from raftkv.recipes.names import TRIES_MAX
 from raftkv.recipes.waiting import changed, is_delete, limited
+
+PAUSE_MAX_S: Final = 2.0  # between two attempts to watch a key that is held
 
 
 class Place:
@@ -57,7 +60,7 @@ class Place:
         self.held = False
         self.lost: Final = asyncio.Event()
         self._gone = ""  # why it is lost although its lease may be alive
-        self._when_lost: Callable[[], None] | None = None
+        self._when_lost: Final = callbacks.Callbacks()
         self._minder: asyncio.Task[None] | None = None
         self._watches: Final[set[Watch]] = set()  # whoever waits at them is woken when it is lost
 
@@ -190,10 +193,11 @@ class Place:
                 await self.wait(self.key, await self.look())
             except LockLost:
                 self.lose("its key is gone")
-            except Unavailable:
-                await asyncio.sleep(self.lease.ttl_s / 10)  # the lease still guards it
+            except Closed:
+                return  # the lease tells that, too
             except RaftkvError:
-                return  # the client was closed, which the lease tells too
+                # Nobody could be asked, or nobody wanted to answer. The lease still guards it.
+                await asyncio.sleep(min(PAUSE_MAX_S, self.lease.ttl_s / 10))
 
     def _lease_lost(self) -> None:
         if self.held:
@@ -210,32 +214,31 @@ class Place:
         if not self.lost.is_set():
             self.lost.set()
             self._wake()
-            if self._when_lost is not None:
-                self._when_lost()
+            self._when_lost.fire()
+            if self.lease.state is not LeaseState.LOST:
+                self.lease.abandon()  # alive, and of no use to anybody
 
-    def when_lost(self, callback: Callable[[], None] | None) -> None:
+    def when_lost(self, callback: Callable[[], None]) -> None:
         """Call `callback` in the event loop when it is lost; at once where it is lost already."""
-        self._when_lost = callback
-        if callback is not None and self.lost.is_set():
-            callback()
+        if self.lost.is_set():
+            callbacks.call(callback)
+        else:
+            self._when_lost.add(callback)
 
     async def leave(self, timeout: TimeoutArg = DEFAULT) -> None:
         """Give it back: the key goes with its lease, which nobody else uses. No later holder's key can be meant."""
         self._quiet()
-        try:
-            await self.lease.revoke(timeout=timeout)
-        except asyncio.CancelledError:
-            self.lease.abandon()  # perhaps it was not sent yet, and others would wait for it to run out
-            raise
+        await self.lease.revoke(timeout=timeout)
 
     def abandon(self) -> None:
-        """The same for whoever has no time to wait: in the background."""
-        self._quiet()
+        """The same for whoever has no time to wait: in the background. What is lost stays lost."""
+        if self.state is not LockState.LOST:
+            self._quiet()
         self.lease.abandon()
 
     def _quiet(self) -> None:
         self.held = False  # not lost, given back
-        self._when_lost = None
+        self._when_lost.clear()
         if self._minder is not None:
             self._minder.cancel()
 
@@ -261,6 +264,7 @@ class Holding(abc.ABC):
         self._place: Place | None = None
         self._body: asyncio.Task[object] | None = None
         self._cancelled_body = False
+        self._told = False  # by `release` and the like, that what is in `_place` is lost
 
     @abc.abstractmethod
     async def _enter(self, place: Place) -> None:
@@ -292,7 +296,7 @@ class Holding(abc.ABC):
 
     @property
     def lost(self) -> asyncio.Event:
-        """Set when it is lost."""
+        """Set when it is lost; giving it back is no loss."""
         return self._present().lost
 
     def remaining(self) -> float:
@@ -326,12 +330,16 @@ class Holding(abc.ABC):
             LockLost: its lease ran out while it waited.
             Unavailable: the cluster could not be asked.
         """
-        if self._place is not None and self._place.state is not LockState.LOST:
+        old = self._place
+        if old is not None and old.state is not LockState.LOST:
             raise ConfigError(self._what, f"{self._name!r} is being held or waited for by this very object")
         limit_s = self._timeout_s if isinstance(timeout, Default) else timeout
         if limit_s is not None:
             check_seconds("timeout", limit_s)
+        if old is not None:
+            old.abandon()
         self._place = place = Place(self._client, self._ttl_s, self._owner)
+        self._told = False
         try:
             async with limited(limit_s, LockTimeout, f"{self._what} {self._name!r} was not free", "LOCK_TIMEOUT"):
                 await place.open()
@@ -348,14 +356,14 @@ class Holding(abc.ABC):
 
         Raises:
             LockLost: it was lost before.
-            Unavailable, OutcomeUnknown: the cluster could not be told; it runs out by itself.
+            Unavailable, OutcomeUnknown: the cluster could not be told. That is tried a little longer in the background
+                (also where this is cancelled), then it runs out by itself.
         """
         place = self._present()
         self._place = None
         if place.state is LockState.LOST:
-            error = place.error()
-            place.abandon()
-            raise error
+            self._failed_to_leave(place)
+            raise place.error()
         await place.leave(timeout)
 
     async def __aenter__(self) -> Self:
@@ -365,10 +373,16 @@ class Holding(abc.ABC):
         place = self._present()
 
         def cancel_body() -> None:
-            # Only while this very acquisition is inside its block.
-            if self._body is not None and self._place is place and not self._cancelled_body:
-                self._cancelled_body = True
-                self._body.cancel("what it held was lost")
+            body = self._body
+            if body is None or self._place is not place:
+                return  # only while this very acquisition is inside its block
+            if body is asyncio.current_task():
+                # It found out itself, and what it called raises: that may leave the block, and a cancellation begun now
+                # would then come out after it (before Python 3.13).
+                asyncio.get_running_loop().call_soon(cancel_body)
+                return
+            self._cancelled_body = True
+            body.cancel("what it held was lost")
 
         place.when_lost(cancel_body)
         return self
@@ -377,26 +391,28 @@ class Holding(abc.ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         body, self._body = self._body, None
-        place, self._place = self._place, None
+        place = self._place
         if place is None:
             return  # released in the body
-        place.when_lost(None)
         if place.state is not LockState.LOST:
+            self._place = None
             await self._leave_block(place, error)
             return
-        lost = place.error()
         place.abandon()
         cancelled = isinstance(error, asyncio.CancelledError)
-        if self._cancelled_body and body is not None and body.uncancel() > 0 and cancelled:
-            return  # somebody else cancelled this task too, and that goes first
-        raise lost from (None if cancelled else error)
+        by_others = body is None or not self._cancelled_body or body.uncancel() > 0
+        if cancelled and by_others:
+            return  # somebody else cancelled this task, and that goes first
+        if self._told and not cancelled:
+            return  # released in the body, which was told
+        raise place.error() from (None if cancelled else error)
 
     async def _leave_block(self, place: Place, error: BaseException | None) -> None:
         if error is None:
             try:
                 await self._leave(place)
             except BaseException:
-                place.abandon()
+                self._failed_to_leave(place)
                 raise
         elif isinstance(error, Exception):
             try:
@@ -405,6 +421,11 @@ class Holding(abc.ABC):
                 return  # the body's own error says more; the lease runs out by itself
         else:
             place.abandon()
+
+    def _failed_to_leave(self, place: Place) -> None:
+        place.abandon()
+        if place.state is LockState.LOST:
+            self._place, self._told = place, True  # lost for good, until it is acquired anew
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._name!r} {self.state.value}>"

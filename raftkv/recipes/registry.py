@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import random
 import secrets
 from collections.abc import AsyncIterator, Mapping
@@ -35,7 +36,6 @@ from raftkv.client import (
     Key,
     KeyValue,
     LockLost,
-    OutcomeUnknown,
     Put,
     RaftkvError,
     RangeResult,
@@ -47,6 +47,7 @@ from raftkv.client.txn import Branches
 from raftkv.recipes.holding import Place
 from raftkv.recipes.names import prefix_of
 
+LOG: Final = logging.getLogger("raftkv")
 PAUSE_MIN_S: Final = 0.1
 PAUSE_MAX_S: Final = 2.0
 
@@ -165,6 +166,7 @@ class Registration:
         registered: set while it is certainly registered.
         lost: set while it is not: the lease was lost, or somebody deleted the key. It is trying to come back.
         losses: how often that happened.
+        failure: why its last attempt to come back failed; None while it is registered. The first of a kind is logged.
     """
 
     def __init__(self, client: AsyncClient, key: bytes, instance: Instance, ttl_s: float) -> None:
@@ -180,6 +182,7 @@ class Registration:
         self.registered: Final = asyncio.Event()
         self.lost: Final = asyncio.Event()
         self.losses = 0
+        self.failure: RaftkvError | None = None
 
     @property
     def instance(self) -> Instance:
@@ -191,6 +194,7 @@ class Registration:
 
         Raises:
             LockLost: it is not registered at this moment; when it is again, it will be with the new.
+            InvalidRequest: it is too large, or not permitted; what was said stays.
             OutcomeUnknown, Unavailable: as in `put`; repeating it is harmless.
         """
         async with self._turn:
@@ -206,7 +210,12 @@ class Registration:
                 raise LockLost(f"instance {old.id!r} of {old.service!r} is not registered", code="LOCK_LOST")
             mine = Key(self._key).create_revision == place.fence
             put = Put(self._key, self._instance.to_json(), lease=place.lease.id)
-            if not (await place.commit(Branches((mine,), (put,)))).succeeded:
+            try:
+                result = await place.commit(Branches((mine,), (put,)))
+            except InvalidRequest:
+                self._instance = old  # or it could never come back with it
+                raise
+            if not result.succeeded:
                 place.lose("its key is gone")
                 raise place.error()
 
@@ -250,6 +259,7 @@ class Registration:
                 place.abandon()
                 raise
             self._place = place
+            self.failure = None
             self.lost.clear()
             self.registered.set()
 
@@ -288,12 +298,20 @@ class Registration:
                 await self._come()
             except Closed:
                 return
-            except InvalidRequest:
-                raise
-            except (RaftkvError, OutcomeUnknown):
+            except RaftkvError as error:
+                # Even what can never succeed as sent: an update may mend it, or whoever gives permissions.
+                self._failed(error)
                 pause_s = min(PAUSE_MAX_S, PAUSE_MIN_S * 2 ** min(failures, 10))
                 failures += 1
                 await asyncio.sleep(random.uniform(pause_s / 2, pause_s))
+
+    def _failed(self, error: RaftkvError) -> None:
+        before, self.failure = self.failure, error
+        if type(before) is not type(error):
+            instance = self._instance
+            LOG.warning(
+                "raftkv registry: instance %r of %r cannot come back yet: %s", instance.id, instance.service, error
+            )
 
 
 def _part(name: str, value: str) -> str:

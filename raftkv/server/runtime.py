@@ -162,7 +162,7 @@ class Runtime:
 
     def is_after(self, mark: Mark) -> bool:
         """Whether the state as applied here is certainly of a time after `mark` was taken: see `contract.Mark`."""
-        return 0 < mark.term == self.machine.applied_term and self.machine.applied_index > mark.index
+        return 0 < mark.term == self.machine.applied_term and self.machine.applied_index > mark.last
 
     def ask_lease(self, lease: int, *, renew: bool, deadline: float | None) -> asyncio.Future[LeaseLeft]:
         """Have the leader renew a lease, or say how long it has; it answers only when it has proved that it leads.

@@ -316,6 +316,8 @@ def test_who_is_interrupted_while_waiting_leaves_the_queue(terminal: Terminal, c
         error = terminal.run("lock", "busy", "--wait", "300ms", "--", "touch", "ran", code=124)
         assert error == "Error: busy was not free within 0.3 s\n"
         assert terminal.run("lock", "busy", "--wait", "300ms", code=1) == error
+        error = terminal.run("lock", "busy", "--wait", "0", "--", "touch", "ran", code=124)
+        assert error == "Error: busy is not free\n"
         assert client.range("busy/", prefix=True).count == 1
         assert leases(client) == before
     assert not (terminal.directory / "ran").exists()
@@ -414,12 +416,13 @@ def test_signals_go_to_the_command(terminal: Terminal, client: Client) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel must tell")
-def test_a_command_does_not_outlive_the_process_that_keeps_its_lock(terminal: Terminal) -> None:
+def test_a_command_does_not_outlive_the_process_that_keeps_its_lock(terminal: Terminal, client: Client) -> None:
     holder = terminal.start("lock", "orphan", "--ttl", "2", "--", "sh", "-c", f"echo $$ > inner; {LOOP}")
     terminal.wait_for("started")
     holder.kill()
     inner = int((terminal.directory / "inner").read_text())
     until(lambda: not _runs(inner), "the end of the command")
+    until(lambda: not client.range("orphan/", prefix=True).count, "the end of its lease, which others would count")
 
 
 def test_a_lock_survives_the_leader_and_excludes_all_the_while(terminal: Terminal, client: Client) -> None:

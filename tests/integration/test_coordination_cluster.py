@@ -199,6 +199,19 @@ async def test_locks_exclude_while_leaders_die(
     assert turns > 20
 
 
+async def test_a_lock_is_tried_and_its_delay_is_the_clusters(client: AsyncClient, other: AsyncClient) -> None:
+    async with client.lock("try", ttl=5, timeout=0, lock_delay=20) as lock:
+        item = await client.get(lock.key)
+        assert item is not None
+        assert (await client.lease_info(item.lease)).granted_s == 25
+        assert lock.remaining() < 5
+        with pytest.raises(LockTimeout):
+            await other.lock("try", timeout=0).acquire()
+        assert len(await client.range("try/", prefix=True)) == 1
+    async with other.lock("try", timeout=0):
+        pass
+
+
 async def test_guards_are_refused_by_the_nodes_once_the_lock_is_gone(client: AsyncClient, other: AsyncClient) -> None:
     async with client.lock("g") as lock:
         guards = [lock.guard()]

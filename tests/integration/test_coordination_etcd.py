@@ -277,6 +277,19 @@ async def test_a_lock_that_is_not_free_in_time_raises_and_leaves_the_queue(
                 await asyncio.sleep(0.02)
 
 
+async def test_a_lock_is_tried_and_its_delay_is_the_clusters(client: AsyncClient, other: AsyncClient) -> None:
+    async with client.lock("try", ttl=5, timeout=0, lock_delay=20) as lock:
+        item = await client.get(lock.key)
+        assert item is not None
+        assert (await client.lease_info(item.lease)).granted_s == 25
+        assert lock.remaining() < 5
+        with pytest.raises(LockTimeout):
+            await other.lock("try", timeout=0).acquire()
+        assert len(await client.range("try/", prefix=True)) == 1
+    async with other.lock("try", timeout=0):
+        pass
+
+
 async def test_losing_the_lock_cancels_the_body_and_is_told(client: AsyncClient, other: AsyncClient) -> None:
     cancelled = False
     lock = client.lock("lose", ttl=3)

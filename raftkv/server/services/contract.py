@@ -52,7 +52,7 @@ class Mark(NamedTuple):
     """
 
     term: int  # 0: this node did not lead, and no state proves anything
-    index: int
+    last: int
 
 
 class SpooledSnapshot(Protocol):

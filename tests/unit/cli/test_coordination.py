@@ -19,7 +19,7 @@ from raftkv.cli import cli
 from raftkv.cli.child import Child
 from raftkv.cli.following import show
 from raftkv.cli.guards import Guard, GuardType
-from raftkv.cli.options import LeaseId, Settings, TimeToLive
+from raftkv.cli.options import Duration, LeaseId, Settings, TimeToLive
 from raftkv.cli.txn import operation
 from raftkv.cli.watch import watch
 
@@ -55,7 +55,8 @@ NOWHERE = ["--endpoints", "127.0.0.1:1", "--timeout", "300ms"]
         (["lock", "//"], "Invalid value for 'NAME': must not be empty, nor slashes alone"),
         (["lock", "n", "--ttl", "0"], "Invalid value for '--ttl': '0' is not a time above 0"),
         (["lock", "n", "--ttl", "9999999999"], "Invalid value for '--ttl'"),
-        (["lock", "n", "--wait", "soon"], "Invalid value for '--wait'"),
+        (["lock", "n", "--wait", "soon"], "'soon' is not a time, such as 5s or 500ms"),
+        (["lock", "n", "--wait", "-1"], "'-1' is not a time, such as 5s or 500ms"),
         (["lock", "n", "sh", "-c", "true"], "goes after --: lock NAME -- COMMAND"),
         (["elect", "n"], "VALUE is missing"),
         (["elect", "n", "v", "--listen"], "--listen only looks; leave VALUE out"),
@@ -119,6 +120,7 @@ def test_words_and_what_they_mean() -> None:
     assert LeaseId().convert("0694DA1fe95cb1005", None, None) == 0x694DA1FE95CB1005
     assert TimeToLive().convert("500ms", None, None) == 0.5
     assert TimeToLive().convert("9000000000", None, None) == 9e9
+    assert Duration(zero=True).convert("0", None, None) == 0
     assert GuardType().convert("a:b/1f:17", None, None) == Guard(b"a:b/1f", 17)
     assert GuardType().convert("\udcff:1", None, None) == Guard(b"\xff", 1)
 

@@ -22,6 +22,15 @@ from raftkv.client import AsyncClient, Timeout
 Script = Callable[[str, Any, Any], Awaitable[Any]]
 
 
+class Refused(Exception):
+    """What a fake answers with an error."""
+
+    def __init__(self, code: grpc.StatusCode, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+        self.text = text
+
+
 class FakeNode:
     """One server. `calls` lists the RPCs it got, by name; `executed` the writes it carried out."""
 
@@ -96,7 +105,10 @@ class FakeNode:
                 scripted = await self.script(name, request, context)
                 if scripted is not None:
                     return scripted
-            response = answer(request)
+            try:
+                response = answer(request)
+            except Refused as refusal:
+                await context.abort(refusal.code, refusal.text)
             self.fill(response.header)
             return response
 

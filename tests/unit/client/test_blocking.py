@@ -12,10 +12,32 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from raftkv.client import AsyncClient, Client, Closed, Get, Key, OutcomeUnknown, Put, RaftkvError
-from raftkv.client.blocking import BlockingCluster, BlockingMaintenance, _Handover, loop_thread
+from raftkv.client import (
+    AsyncClient,
+    BlockingCluster,
+    BlockingElection,
+    BlockingLeadership,
+    BlockingLease,
+    BlockingLock,
+    BlockingMaintenance,
+    BlockingWatch,
+    Client,
+    Closed,
+    Election,
+    Get,
+    Key,
+    Leadership,
+    Lease,
+    Lock,
+    OutcomeUnknown,
+    Put,
+    RaftkvError,
+    Watch,
+)
+from raftkv.client.blocking import _Handover, loop_thread
 from raftkv.client.cluster import Cluster
 from raftkv.client.maintenance import Maintenance
+from tests.unit.client.twins import check_twins
 
 
 @pytest.fixture
@@ -93,17 +115,22 @@ def test_a_callback_that_would_wait_for_itself_is_told(cluster_in_thread):
 
 
 @pytest.mark.parametrize(
-    ("blocking", "twin"), [(Client, AsyncClient), (BlockingCluster, Cluster), (BlockingMaintenance, Maintenance)]
+    ("blocking", "twin", "left_out"),
+    [
+        (Client, AsyncClient, {"pages"}),  # used by the twin itself
+        (BlockingCluster, Cluster, ()),
+        (BlockingMaintenance, Maintenance, ()),
+        (BlockingElection, Election, ()),
+        (BlockingLeadership, Leadership, ()),
+        (BlockingLease, Lease, {"chosen", "confirmed", "end", "renewed", "undecided"}),  # between it and its keeper
+        (BlockingLock, Lock, ()),
+        (BlockingWatch, Watch, {"aclose", "stop"}),  # `close`
+    ],
 )
-def test_every_public_method_has_a_twin_with_the_same_parameters(blocking, twin):
-    left_out = {"pages", "commit"}  # used by the twin itself
-    names = {name for name, _ in inspect.getmembers(twin, callable) if not name.startswith("_")} - left_out
-    assert names <= set(dir(blocking))
-    for name in sorted(names):
-        ours, theirs = inspect.signature(getattr(blocking, name)), inspect.signature(getattr(twin, name))
-        assert list(ours.parameters.values()) == list(theirs.parameters.values()), name
-    ours, theirs = inspect.signature(blocking.__init__), inspect.signature(twin.__init__)
+def test_whatever_is_public_has_a_twin_with_the_same_parameters(blocking, twin, left_out):
+    check_twins(blocking, twin, left_out)
     if blocking is Client:
+        ours, theirs = inspect.signature(Client.__init__), inspect.signature(AsyncClient.__init__)
         assert list(ours.parameters.values()) == list(theirs.parameters.values())
 
 

@@ -126,10 +126,10 @@ class Store:
 class FakeLease:
     """As `Lease`. `expire` is what happens when nobody renews it."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, ttl_s: float) -> None:
         self.store = store
         self.id = 0
-        self.ttl_s = 10.0
+        self.ttl_s = ttl_s
         self.why_lost = ""
         self.lost = asyncio.Event()
         self.callbacks: list[Callable[[], None]] = []
@@ -169,7 +169,11 @@ class FakeLease:
 
     async def revoke(self, *, timeout: object = None) -> None:
         self.end("it was revoked")
-        await asyncio.sleep(0)
+        try:
+            await asyncio.sleep(0)
+        except asyncio.CancelledError:
+            self.abandon()
+            raise
         await self.store.end_lease(self.id)
 
     def abandon(self) -> None:
@@ -268,7 +272,7 @@ class FakeClient(AsyncClient):
         return result
 
     def lease(self, ttl: float, **more: Any) -> Any:
-        return FakeLease(self.store)
+        return FakeLease(self.store, ttl)
 
     def watch(self, key: Any, end: Any = None, *, prefix: bool = False, start_revision: int = 0, **more: Any) -> Any:
         return FakeWatch(self.store, to_bytes(key, "key"), prefix, start_revision)

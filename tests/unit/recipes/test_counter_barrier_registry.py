@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -12,6 +13,7 @@ from raftkv.client import (
     ConditionFailed,
     ConfigError,
     DeadlineExceeded,
+    InvalidRequest,
     LockLost,
     OutcomeUnknown,
     TxnResult,
@@ -196,6 +198,47 @@ async def test_it_takes_back_the_key_of_its_own_lost_lease_but_no_other(make: Ma
         with pytest.raises(ConditionFailed) as caught:
             await Registry(make()).register("billing", "there", id="1").__aenter__()
         assert caught.value.code == "INSTANCE_TAKEN"
+
+
+class Refusing(FakeClient):
+    """Refuses writes for good, while it does."""
+
+    refusing = False
+
+    async def commit(self, branches: Branches, **more: Any) -> TxnResult:
+        if self.refusing and branches.writes():
+            raise InvalidRequest("permission denied", code="PERMISSION_DENIED")
+        return await super().commit(branches, **more)
+
+
+async def test_what_is_refused_for_good_is_told_and_tried_on(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    client = Refusing(store)
+    async with Registry(client).register("billing", "here", id="1") as registration:
+        client.refusing = True
+        await store.leases[store.items[KEY].lease].expire()
+        async with asyncio.timeout(10):
+            while registration.failure is None:  # noqa: ASYNC110 - there is no event for it
+                await asyncio.sleep(0.005)
+            before = client.reads
+            assert isinstance(registration.failure, InvalidRequest)
+            assert registration.lost.is_set()
+            client.refusing = False
+            await registration.registered.wait()
+        assert client.reads > before
+        assert registration.failure is None
+    assert caplog.text.count("instance '1' of 'billing' cannot come back yet: permission denied") == 1
+
+
+async def test_an_update_that_is_refused_does_not_stay(store: Store) -> None:
+    client = Refusing(store)
+    async with Registry(client).register("billing", "here", id="1") as registration:
+        client.refusing = True
+        with pytest.raises(InvalidRequest):
+            await registration.update(address="there")
+        client.refusing = False
+        assert registration.instance.address == "here"
+        await registration.update(metadata={"zone": "b"})
+        assert json.loads(store.items[KEY].value) == {"address": "here", "metadata": {"zone": "b"}}
 
 
 @pytest.mark.parametrize("lost", [1, 2])

@@ -8,7 +8,19 @@ from typing import Any
 
 import pytest
 
-from raftkv.client import AsyncClient, ConditionFailed, ConfigError, LockLost, LockState, LockTimeout, Put, RangeResult
+from raftkv.client import (
+    AsyncClient,
+    ConditionFailed,
+    ConfigError,
+    InvalidRequest,
+    LockLost,
+    LockState,
+    LockTimeout,
+    Put,
+    RaftkvError,
+    RangeResult,
+    Unavailable,
+)
 from raftkv.recipes import DoubleBarrier, Queue, ReadWriteLock, Semaphore
 from raftkv.recipes.holding import Holding
 from tests.unit.recipes.conftest import quiet
@@ -246,8 +258,108 @@ async def test_losing_it_cancels_the_body_and_is_told(kind: str, make: Make, sto
     assert task.cancelling() == 0
     with pytest.raises(LockLost):
         await make().put("data", "1", guards=guards)
+    assert held.state is LockState.LOST  # until it is acquired anew
+    with pytest.raises(LockLost):
+        await held.release()
     async with asyncio.timeout(10), held:
         assert held.fence > guards[0].token
+    assert held.state is LockState.IDLE
+
+
+async def test_who_was_told_of_the_loss_when_giving_it_back_is_not_told_again(make: Make, store: Store) -> None:
+    async with Semaphore(make(), "x", 1).permit() as held:
+        lease_of(held, store).why_lost = "its deadline has passed, which nobody noticed yet"
+        with pytest.raises(LockLost):
+            await held.release()
+    assert held.state is LockState.LOST
+
+
+async def test_who_finds_out_by_itself_is_not_cancelled_besides(make: Make) -> None:
+    """The cancellation of its own task would come out later, where nobody expects it."""
+    await Queue(make(), "x").put("job")
+
+    async def work() -> None:
+        async with Queue(make(), "x").take() as job:
+            await make().delete(job.key)
+            await job.done()
+
+    with pytest.raises(LockLost):
+        await work()
+    await asyncio.sleep(0)
+    task = asyncio.current_task()
+    assert task is not None
+    assert task.cancelling() == 0
+
+
+class Blind(FakeClient):
+    """Cannot look when it holds, until it is told that it can."""
+
+    failure: RaftkvError | None = None
+
+    async def range(self, *arguments: Any, **more: Any) -> RangeResult:
+        found = await super().range(*arguments, **more)
+        if self.failure is not None:
+            raise self.failure
+        return found
+
+
+@pytest.mark.parametrize("failure", [Unavailable("nobody is there"), InvalidRequest("permission denied")])
+async def test_a_deleted_key_is_noticed_though_nobody_could_be_asked_at_first(
+    failure: RaftkvError, store: Store
+) -> None:
+    client = Blind(store)
+    held = await Semaphore(client, "x", 1, ttl=0.1).permit().acquire()
+    client.failure = failure
+    before = client.reads
+    async with asyncio.timeout(10):
+        while client.reads == before:  # noqa: ASYNC110 - there is no event for it
+            await asyncio.sleep(0.005)
+        client.failure = None
+        await client.delete(held.key)
+        await held.lost.wait()
+    await quiet()
+    assert store.leases == {}  # it is not kept alive for nothing
+
+
+async def test_all_are_told_of_a_loss_and_nobody_of_giving_back(make: Make, store: Store) -> None:
+    told: list[int] = []
+    held = await Semaphore(make(), "x", 1).permit().acquire()
+    held.when_lost(lambda: told.append(0))
+    await held.release()
+    assert told == []
+    await held.acquire()
+    for number in (1, 2):
+        held.when_lost(lambda number=number: told.append(number))  # type: ignore[misc]
+    await lease_of(held, store).expire()
+    assert told == [1, 2]
+
+
+async def test_who_was_cancelled_by_others_is_cancelled_though_it_is_lost(make: Make, store: Store) -> None:
+    held = Semaphore(make(), "x", 1).permit()
+
+    async def hold() -> None:
+        async with held:
+            await asyncio.sleep(60)
+
+    task = asyncio.create_task(hold())
+    await quiet()
+    lease_of(held, store).why_lost = "its deadline has passed, which nobody noticed yet"
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_giving_back_that_is_cancelled_is_done_all_the_same(kind: str, make: Make, store: Store) -> None:
+    await prepare(make(), kind)
+    for moment in range(6):
+        held = await KINDS[kind](make()).acquire()
+        task = asyncio.create_task(held.release())
+        await quiet_exactly(moment + 1)
+        task.cancel()
+        await asyncio.wait([task])
+        await quiet()
+        assert store.leases == {}
 
 
 async def test_who_is_cancelled_too_is_cancelled(make: Make, store: Store) -> None:
@@ -407,6 +519,18 @@ async def test_a_party_too_many_is_told_and_one_that_died_can_be_replaced(make: 
     third = await DoubleBarrier(make(), "x", 2).acquire(timeout=1)
     async with asyncio.timeout(10):
         await asyncio.gather(third.leave(), both[1].leave())
+
+
+async def test_a_party_that_is_lost_while_it_leaves_is_lost(make: Make, store: Store) -> None:
+    parties = await asyncio.gather(*(DoubleBarrier(make(), "x", 2).acquire() for _ in range(2)))
+    oldest = min(parties, key=lambda party: party.fence)
+    lease = lease_of(oldest, store)
+    leaving = asyncio.create_task(oldest.leave())
+    await quiet()
+    await lease.expire()
+    with pytest.raises(LockLost):
+        await leaving
+    assert oldest.state is LockState.LOST
 
 
 async def test_a_party_that_dies_inside_does_not_keep_the_others(make: Make, store: Store) -> None:

@@ -100,7 +100,7 @@ class FakeNode:
         return Mark(self.term if self.leader == self.node_id else 0, self.machine.applied_index)
 
     def is_after(self, mark: Mark) -> bool:
-        return 0 < mark.term == self.machine.applied_term and self.machine.applied_index > mark.index
+        return 0 < mark.term == self.machine.applied_term and self.machine.applied_index > mark.last
 
     def ask_lease(self, lease: int, *, renew: bool, deadline: float | None) -> asyncio.Future[LeaseLeft]:
         return asyncio.ensure_future(self._ask_lease(lease, renew, deadline))
