@@ -22,6 +22,8 @@ from raftkv.state.machine import StateMachine
 from raftkv.state.results import Refusal, Result
 
 RETRY_TICKS = 50
+FORGET_TICKS = 64
+"""How often questions are freed of callers that have gone."""
 GATHER_TICKS = 2
 """How long keepalives that follow a round gather for the next: a round costs messages to and from everybody, and many
 clients on many nodes would have hundreds a second. Who comes after a quiet time does not wait, nor who only looks, nor
@@ -89,6 +91,11 @@ class Leasing:
         """Renew a lease, or look at it; `ticket` is told."""
         self._asks.add(lease, ticket, renew=renew)
 
+    @property
+    def asks(self) -> int:
+        """How many tickets are kept; of those who have gone, for `FORGET_TICKS` at most."""
+        return len(self._asks)
+
     # From the node.
 
     def turn(self) -> None:
@@ -126,6 +133,8 @@ class Leasing:
     def tick(self) -> None:
         """A tick of time has passed."""
         self._ticks += 1
+        if self._ticks % FORGET_TICKS == 0:
+            self._asks.forget_gone()
         self._confirm()
 
     def work(self) -> None:

@@ -8,7 +8,7 @@ from raftkv.raft.config import RaftConfig
 from raftkv.raft.messages import Append, AppendReply, Heartbeat, InstallSnapshot, ReadIndex, Vote, VoteReply
 from raftkv.raft.types import ConfState, EntryKind, Role, SnapshotMeta
 from raftkv.replica.effects import Forward, PeerMessage
-from raftkv.replica.replica import Replica
+from raftkv.replica.replica import FORGET_TICKS, Replica
 from raftkv.state.commands import Command, decode_batch
 from tests.unit.replica import nodes
 from tests.unit.replica.nodes import Node, Table
@@ -391,6 +391,33 @@ def test_a_read_without_a_leader_waits_for_one() -> None:
     table.elect(1)
     table.tick(2)
     assert table[2].reads == ["r"]
+
+
+def test_without_a_leader_those_who_come_and_go_leave_nothing() -> None:
+    table = Table(3)
+    replica = table[2].replica
+    for number in range(1000):
+        replica.abandon(replica.read(number))
+        replica.abandon(replica.propose(1, b"x", number))
+        table[2].turn()
+    replica.read("r")
+    for _ in range(FORGET_TICKS):
+        replica.tick()
+    assert replica.waiting == 1
+    table.elect(1)
+    table.tick(2)
+    assert table[2].reads == ["r"]
+
+
+def test_a_leader_without_a_quorum_keeps_no_reads_of_those_who_have_gone(three: Table) -> None:
+    three.cut = {2, 3}
+    replica = three[1].replica
+    for number in range(FORGET_TICKS):
+        replica.abandon(replica.read(number))
+        three[1].turn()
+    for _ in range(FORGET_TICKS):
+        replica.tick()
+    assert replica.waiting == 0
 
 
 def test_a_leader_that_is_cut_off_serves_no_read(three: Table) -> None:

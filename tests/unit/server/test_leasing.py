@@ -9,7 +9,7 @@ import pytest
 from raftkv._pb.lease_pb2 import LeaseGrantRequest, LeaseRevokeRequest
 from raftkv._pb.state_pb2 import LeaseCheckpoints, LeaseExpire, SessionExpire, SessionOpen, SessionOpened
 from raftkv.server.asks import ASK_LEASES_MAX, LeaseAnswer, LeaseAsk, LeaseAsks
-from raftkv.server.leasing import GATHER_TICKS, RETRY_TICKS, Leasing
+from raftkv.server.leasing import FORGET_TICKS, GATHER_TICKS, RETRY_TICKS, Leasing
 from raftkv.server.lessor import LeaseLeft
 from raftkv.state.commands import Command, CommandKind, Group
 from raftkv.state.machine import StateMachine
@@ -401,3 +401,17 @@ def test_a_revoked_lease_is_not_told_alive() -> None:
     node.apply(CommandKind.LEASE_REVOKE, LeaseRevokeRequest(ID=7).SerializeToString())
     node.confirm_all()
     assert node.told == [("a", LeaseLeft(7, 0, 0))]
+
+
+@pytest.mark.parametrize("leader", [0, 2], ids=["no leader", "a leader that is silent"])
+def test_those_who_come_and_go_leave_nothing(leader: int) -> None:
+    node = Node(1)
+    node.leader = leader
+    for number in range(1000):
+        node.leasing.ask(7, ticket := f"ticket {number}", renew=True)
+        node.leasing.turn()
+        node.gone.add(ticket)
+    node.leasing.ask(7, "the last", renew=True)
+    for _ in range(FORGET_TICKS):
+        node.leasing.tick()
+    assert node.leasing.asks == 1
