@@ -20,12 +20,12 @@ from __future__ import annotations
 
 import concurrent.futures
 import enum
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from raftkv._pb.common_pb2 import Event
 from raftkv.server.errors import Stopping
+from raftkv.server.watch_matching import Matcher, drop
 from raftkv.state.machine import StateMachine
 from raftkv.state.mvcc import Reader
 
@@ -39,7 +39,7 @@ CHUNK_BYTES_MAX = 256 * 1024
 """A chunk ends behind the revision in which it exceeds this many bytes of what somebody wants."""
 
 BUFFERED_BYTES_MAX = 16 * 1024 * 1024
-"""What all sinks of a node may hold together; beyond it, only a sink that holds nothing takes more."""
+"""What all sinks of a node may hold together; beyond it, only a sink that holds nothing takes more, and little."""
 
 _EVENTS_TAG = b"\x5a"  # field 11 of WatchResponse, length-delimited
 
@@ -118,76 +118,6 @@ class Watch:
     def wants(self, event: Event) -> bool:
         """Whether the filters let an event of its range pass."""
         return not (self.no_delete if event.type == Event.DELETE else self.no_put)
-
-
-class Matcher:
-    """Finds the watches of a key without looking at each: by the key, by each length of prefix in use, by ranges."""
-
-    __slots__ = ("_exact", "_lengths", "_prefixes", "_ranges", "_sizes")
-
-    def __init__(self, watches: Iterable[Watch] = ()) -> None:
-        self._exact: dict[bytes, dict[Watch, None]] = {}
-        self._prefixes: dict[bytes, dict[Watch, None]] = {}
-        self._sizes: Counter[int] = Counter()  # of the prefixes in use
-        self._lengths: tuple[int, ...] = ()
-        self._ranges: dict[tuple[bytes, bytes | None], dict[Watch, None]] = {}
-        for watch in watches:
-            self.add(watch)
-
-    def add(self, watch: Watch) -> None:
-        """Find this one too."""
-        key, stop = watch.key, watch.stop
-        if stop == key + b"\0":
-            self._exact.setdefault(key, {})[watch] = None
-        elif (prefix := prefix_of(key, stop)) is not None:
-            found = self._prefixes.setdefault(prefix, {})
-            if not found:
-                self._sizes[len(prefix)] += 1
-                self._lengths = tuple(self._sizes)
-            found[watch] = None
-        else:
-            self._ranges.setdefault((key, stop), {})[watch] = None
-
-    def discard(self, watch: Watch) -> None:
-        """Find it no more."""
-        key, stop = watch.key, watch.stop
-        if stop == key + b"\0":
-            _drop(self._exact, key, watch)
-        elif (prefix := prefix_of(key, stop)) is not None:
-            if _drop(self._prefixes, prefix, watch):
-                self._sizes[len(prefix)] -= 1
-                if not self._sizes[len(prefix)]:
-                    del self._sizes[len(prefix)]
-                    self._lengths = tuple(self._sizes)
-        else:
-            _drop(self._ranges, (key, stop), watch)
-
-    def touches(self) -> Callable[[bytes], bool]:
-        """What says whether a key belongs to any watch, as cheaply as can be: it is asked for each change."""
-        exact, prefixes, lengths, ranges = self._exact, self._prefixes, self._lengths, self._ranges
-        if not lengths and not ranges:
-            return exact.__contains__
-        if len(lengths) == 1 and not ranges:
-            (length,) = lengths
-            return lambda key: key[:length] in prefixes or key in exact
-
-        def touches(key: bytes) -> bool:
-            if key in exact or any(key[:length] in prefixes for length in lengths):
-                return True
-            return any(start <= key and (stop is None or key < stop) for start, stop in ranges)
-
-        return touches
-
-    def match(self, key: bytes) -> Sequence[Watch]:
-        """All watches that `key` belongs to."""
-        found = list(self._exact.get(key, ()))
-        for length in self._lengths:
-            if len(key) >= length and (watches := self._prefixes.get(key[:length])):
-                found.extend(watches)
-        for (start, stop), watches in self._ranges.items():
-            if start <= key and (stop is None or key < stop):
-                found.extend(watches)
-        return found
 
 
 class Found(NamedTuple):
@@ -388,7 +318,7 @@ class WatchHub:
         elif watch.state is State.BEHIND:
             del self._behind[watch]
         elif watch.state is State.STUCK:
-            _drop(self._stuck, watch.sink, watch)
+            drop(self._stuck, watch.sink, watch)
 
     def _reattach(self, machine: StateMachine) -> None:
         """Another state took the place of the one we read: what lies between is read from it, if it is there."""
@@ -493,22 +423,6 @@ class WatchHub:
         self._schedule()
 
 
-def prefix_of(key: bytes, stop: bytes | None) -> bytes | None:
-    """The prefix that exactly the keys in [key, stop) have; None where there is none."""
-    if stop is None:
-        return b"" if key in (b"", b"\0") else None
-    stem = key.rstrip(b"\xff")
-    if stem and stop == stem[:-1] + bytes((stem[-1] + 1,)):
-        return key
-    return None
-
-
-def prefix_end(prefix: bytes) -> bytes:
-    """The `range_end` that makes a range of all keys with this prefix."""
-    stem = prefix.rstrip(b"\xff")
-    return stem[:-1] + bytes((stem[-1] + 1,)) if stem else b"\0"
-
-
 def varint(number: int) -> bytes:
     """A number as protobuf writes it; a negative one as 64 bits."""
     number &= 0xFFFF_FFFF_FFFF_FFFF
@@ -523,13 +437,3 @@ def varint(number: int) -> bytes:
 def _framed(event: Event) -> bytes:
     raw = event.SerializeToString()
     return _EVENTS_TAG + varint(len(raw)) + raw
-
-
-def _drop(places: dict[Any, dict[Watch, None]], place: object, watch: Watch) -> bool:
-    """Take a watch out of its place; whether that was its last one."""
-    watches = places[place]
-    del watches[watch]
-    if watches:
-        return False
-    del places[place]
-    return True

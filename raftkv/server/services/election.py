@@ -25,7 +25,7 @@ from raftkv.server.limits import Inflight
 from raftkv.server.services.candidates import Candidates, Gone
 from raftkv.server.services.contract import Node, fill_header
 from raftkv.server.services.registry import Context, Method, Service, deadline_of
-from raftkv.server.watch import prefix_end
+from raftkv.server.watch_matching import prefix_end
 from raftkv.server.watch_stream import HistoryGone
 
 OBSERVERS_MAX = 10_000

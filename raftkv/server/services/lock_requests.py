@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from raftkv._pb.kv_pb2 import Compare, DeleteRangeRequest, PutRequest, RangeRequest, RequestOp, TxnRequest
-from raftkv.server.watch import prefix_end
+from raftkv.server.watch_matching import prefix_end
 
 LEASE_MAX = (1 << 63) - 1
 

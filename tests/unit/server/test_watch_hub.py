@@ -19,8 +19,9 @@ from raftkv._pb.common_pb2 import Event
 from raftkv._pb.kv_pb2 import CompactionRequest, DeleteRangeRequest, PutRequest, RequestOp, TxnRequest
 from raftkv._pb.watch_pb2 import WatchResponse
 from raftkv.server import watch as hub_module
-from raftkv.server.watch import Change, Found, Matcher, Watch, WatchHub, prefix_end, prefix_of, varint
-from raftkv.server.watch_stream import RESPONSE_BYTES_MAX, StreamBuffer
+from raftkv.server.watch import BUFFERED_BYTES_MAX, Change, Found, Watch, WatchHub, varint
+from raftkv.server.watch_matching import Matcher, prefix_end, prefix_of
+from raftkv.server.watch_stream import RESPONSE_BYTES_MAX, STREAM_BYTES_MAX, StreamBuffer
 from raftkv.state.commands import Command, CommandKind, Group
 from raftkv.state.keys import span
 from raftkv.state.machine import StateMachine
@@ -349,6 +350,24 @@ def test_all_streams_together_are_bounded(monkeypatch: pytest.MonkeyPatch) -> No
             client.read(1)
         node.settle()
     assert {len(client.events[0]) for client in clients} == {100}
+
+
+def test_those_who_catch_up_and_never_read_are_bounded_together() -> None:
+    """Each comes by itself and is behind from the beginning, so no two share what they hold."""
+    node = Node(loop_revisions_max=64)
+    for number in range(300):
+        node.put(b"k", b"%03d" % number + bytes(1000))
+    clients = [Client(node, STREAM_BYTES_MAX) for _ in range(300)]
+    for client in clients:
+        client.watch(b"k", start_revision=2)
+        node.settle()
+    assert node.hub.buffered_bytes > BUFFERED_BYTES_MAX // 2
+    assert node.hub.buffered_bytes <= BUFFERED_BYTES_MAX + len(clients) * (RESPONSE_BYTES_MAX + 1100)
+    last = clients[-1]  # it reads, and gets on though the others do not
+    for _ in range(100):
+        last.read()
+        node.settle()
+    assert len(last.events[0]) == 300
 
 
 def test_fragments() -> None:
