@@ -265,27 +265,6 @@ async def test_half_close_ends_the_stream(served: Served) -> None:
     assert not len(served.services.watches)
 
 
-async def test_half_close_ends_a_busy_stream_of_a_slow_reader(served: Served) -> None:
-    """What is queued is still sent; what comes later is not, or it would never end."""
-    async with watching(served) as stream:
-        await stream.create(key=b"k")
-        for _ in range(300):
-            await put(served, b"k", bytes(100_000))
-        assert served.services.watches.behind
-        await stream.call.done_writing()
-        await until(lambda: not len(served.services.watches))
-        for _ in range(30):
-            await put(served, b"k", b"late")
-        seen: list[bytes] = []
-        with contextlib.suppress(EOFError):
-            while True:
-                seen += [event.kv.value for event in (await stream.next()).events]
-        assert seen
-        assert b"late" not in seen
-        assert await stream.call.code() is Code.OK
-    assert served.services.watches.buffered_bytes == 0
-
-
 async def test_progress_is_not_piled_up_for_who_does_not_read(served: Served) -> None:
     header = WatchResponse(header={"revision": 1}).SerializeToString()
     buffer = StreamBuffer(served.services.watches, lambda revision: header, bytes_max=200)

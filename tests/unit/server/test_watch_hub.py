@@ -352,6 +352,29 @@ def test_all_streams_together_are_bounded(monkeypatch: pytest.MonkeyPatch) -> No
     assert {len(client.events[0]) for client in clients} == {100}
 
 
+def test_a_stream_whose_client_asks_no_more_ends_however_busy_it_is() -> None:
+    """What is queued is still sent; what comes later is not, or it would never end."""
+    node = Node()
+    client = Client(node, bytes_max=10_000)
+    watch = client.watch(b"k")
+    for _ in range(100):
+        node.put(b"k", bytes(1000))
+    assert node.hub.behind == 1
+    client.buffer.end()
+    assert not client.buffer.ended
+    for _ in range(100):
+        client.read(1)
+        node.put(b"k", b"late")
+        node.settle()
+        if client.buffer.ended:
+            break
+    assert client.buffer.ended
+    assert client.events[0]
+    assert b"late" not in {event.kv.value for event in client.events[0]}
+    assert watch not in client.buffer.ids
+    assert (len(node.hub), node.hub.buffered_bytes) == (0, 0)
+
+
 def test_those_who_catch_up_and_never_read_are_bounded_together() -> None:
     """Each comes by itself and is behind from the beginning, so no two share what they hold."""
     node = Node(loop_revisions_max=64)
