@@ -40,7 +40,7 @@ class Services:
         """By "raftkv.v1.Service/Method": what became of the calls."""
         quota = Quota(node)
         kv = KV(node, self._reads, quota)
-        lease = Lease(node, quota)
+        lease = Lease(node, quota, self._reads)
         self._candidates = Candidates(node, self._reads, quota, self.watches)
         self.waiters = self._candidates.waiters
         election = Election(node, self._candidates)
