@@ -88,9 +88,13 @@ class Replica:
 
     # Events.
 
-    def propose(self, kind: int, payload: bytes, ticket: object) -> Pending:
-        """A caller of this node wants one command committed; `ticket` comes back in `Answers`."""
-        return self._proposals.add(kind, payload, ticket)
+    def propose(self, kind: int, payload: bytes, ticket: object, *, leading: bool = False) -> Pending:
+        """A caller of this node wants one command committed; `ticket` comes back in `Answers`.
+
+        Args:
+            leading: it counts only while this node leads as it does now; see `proposals`.
+        """
+        return self._proposals.add(kind, payload, ticket, leading=leading)
 
     def read(self, ticket: object) -> WaitingRead:
         """A caller wants to read linearizably; `ticket` comes back in `Answers.reads`."""
@@ -162,7 +166,7 @@ class Replica:
             entry = apply.entry
             if entry.term > self._applied_term:
                 self._applied_term = entry.term
-                self._proposals.term_applied(entry.term)
+                answers.unknown.extend(self._proposals.term_applied(entry.term))
             for group, group_results in zip(apply.groups, by_group, strict=True):
                 self._proposals.applied(group, group_results, answers.results)
         if applies:
@@ -234,6 +238,8 @@ class Replica:
     def _send_proposals(self) -> None:
         raft = self.raft
         leader = raft.leader
+        if leader != raft.node_id:
+            self._unknown.extend(self._proposals.drop_leading())
         if leader in self._renewed:
             self._renewed.discard(leader)
             self._forward(leader, self._proposals.send_again(raft.term))
@@ -260,7 +266,13 @@ class Replica:
         raft = self.raft
         if not raft.accepts_proposals():
             return  # a transfer is under way or too much is uncommitted: callers wait, nothing is lost
-        groups = list(self._groups) if self._groups_term == raft.term else []
+        groups: list[Group] = []
+        # First, or a leader that is short of time would never come to end what holds others up (etcd #20492).
+        leading = self._proposals.take_leading(raft.term)
+        if leading:
+            groups.append(Group(raft.node_id, self.incarnation, leading))
+        if self._groups_term == raft.term:
+            groups.extend(self._groups)
         self._groups.clear()
         own = self._proposals.take(raft.term)
         if own:

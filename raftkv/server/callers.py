@@ -35,10 +35,12 @@ class Callers:
         """Whether nobody waits."""
         return not self._waiting
 
-    def submit(self, kind: CommandKind, payload: bytes, deadline: float | None) -> asyncio.Future[Result]:
-        """Wait for a command to be committed and applied."""
+    def submit(
+        self, kind: CommandKind, payload: bytes, deadline: float | None, *, leading: bool = False
+    ) -> asyncio.Future[Result]:
+        """Wait for a command to be committed and applied; `leading` as in `Replica.propose`."""
         future: asyncio.Future[object] = self._loop.create_future()
-        self._waiting[future] = (self.limit(deadline), self._replica.propose(kind, payload, future))
+        self._waiting[future] = (self.limit(deadline), self._replica.propose(kind, payload, future, leading=leading))
         return future  # type: ignore[return-value]  # a Future is not covariant
 
     def read(self, deadline: float | None) -> asyncio.Future[object]:

@@ -52,7 +52,10 @@ class Port(Protocol):
         ...
 
     def command(self, kind: CommandKind, payload: bytes, then: Callable[[Result | None], None]) -> None:
-        """Propose; `then` gets the result, or None when it is not known. Within a term the order is kept."""
+        """Propose, while this node leads as it does now and before what clients want; never forward.
+
+        `then` gets the result, or None when it is not known. The order is kept.
+        """
         ...
 
     def confirm(self, then: Callable[[], None]) -> None:

@@ -75,7 +75,7 @@ class SimPort:
 
     def command(self, kind: CommandKind, payload: bytes, then: Then) -> None:
         waiting = Waiting(then)
-        self._limit(waiting, self._node.replica.propose(kind, payload, waiting))
+        self._limit(waiting, self._node.replica.propose(kind, payload, waiting, leading=True))
 
     def confirm(self, then: Callable[[], None]) -> None:
         def confirmed(result: Result | None) -> None:

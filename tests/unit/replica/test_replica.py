@@ -313,6 +313,49 @@ def test_a_caller_that_has_gone_does_not_hold_up_the_others(three: Table) -> Non
     assert follower.answered() == [b"b"]
 
 
+# What a leader proposes by itself.
+
+
+def test_what_a_leader_says_of_leases_goes_before_what_clients_want(three: Table) -> None:
+    leader = three[1]
+    three[2].propose(b"forwarded")
+    three[2].work()
+    three.deliver(Forward)
+    leader.propose(b"own")
+    leader.replica.propose(1, b"a lease has ended", "ended", leading=True)
+    leader.replica.propose(1, b"and another", "another", leading=True)
+    three.settle()
+    assert leader.payloads() == [[b"a lease has ended", b"and another", b"forwarded", b"own"]]
+    assert leader.answered() == ["ended", "another", b"own"]
+
+
+def test_what_a_leader_says_of_leases_is_forwarded_by_nobody(three: Table) -> None:
+    """Whoever lost his office without knowing it, and says it then; clients' commands do go to the next leader."""
+    three.cut = {1}
+    three[1].replica.propose(1, b"sent", "sent", leading=True)
+    three[1].propose(b"client's, sent")
+    three[1].work()
+    three[1].replica.propose(1, b"queued", "queued", leading=True)
+    three[1].propose(b"client's, queued")
+    three[1].work()
+    three.tick(30)
+    three.elect(2)
+    three[2].propose(b"of the next leader")
+    three.settle()
+    three.cut = set()
+    three.tick(5)
+    assert three[1].raft.leader == 2
+    done = [payload for payloads in three[2].payloads() for payload in payloads]
+    assert sorted(done) == [b"client's, queued", b"client's, sent", b"of the next leader"]
+    assert three[1].unknown == ["queued", "sent"]
+    assert three[1].answered() == [b"client's, queued", b"client's, sent"]
+    assert three[1].replica.waiting == 0
+    three[1].replica.propose(1, b"by a follower", "never", leading=True)
+    three.tick(5)
+    assert three[1].forwards() == []
+    assert three[1].replica.waiting == 0
+
+
 def test_a_restarted_node_takes_no_answers_of_its_earlier_life(three: Table) -> None:
     follower = three[3]
     follower.propose(b"a")
