@@ -83,6 +83,7 @@ class Leasing:
         self._port = port
         self.lessor = Lessor(clock)
         self._asks = LeaseAsks(incarnation, RETRY_TICKS, gone)
+        self._machine: StateMachine | None = None  # the one we heard of last
         self._ticks = 0
         self._gathered: list[tuple[NodeId, LeaseAsk]] = []  # of nodes who believe that we lead; no round begun for them
         self._confirmed_tick = -GATHER_TICKS
@@ -123,6 +124,10 @@ class Leasing:
         port = self._port
         machine = port.machine
         leases, sessions = machine.take_lease_events(), machine.take_session_events()
+        if machine is not self._machine:
+            self._machine = machine
+            self.lessor.restored()
+        self.lessor.heard(machine.applied_term, leases, machine.leases)
         if self.lessor.term == port.term:
             self.lessor.applied(leases, sessions)
         elif port.leader == port.node_id and machine.applied_term == port.term:

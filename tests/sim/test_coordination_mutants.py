@@ -59,7 +59,7 @@ def renewals_are_told_without_a_round(patch: pytest.MonkeyPatch) -> None:
 
 
 def renewals_are_not_remembered(patch: pytest.MonkeyPatch) -> None:
-    """L2"""
+    """L2 L5"""
     patch.setattr(_Live, "renew", lambda self, now: None)
 
 

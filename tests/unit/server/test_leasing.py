@@ -309,7 +309,8 @@ def test_what_runs_out_is_proposed_in_the_name_of_the_term() -> None:
     node.lead(term=3)
     node.grant(7, 2)
     node.work(3)
-    ((kind, payload, _),) = node.commands
+    *checkpoints, (kind, payload, _) = node.commands
+    assert {each for each, _, _ in checkpoints} == {CommandKind.LEASE_CHECKPOINT}
     assert kind is CommandKind.LEASE_EXPIRE
     assert LeaseExpire.FromString(payload) == LeaseExpire(proposer_term=3, ids=[7])
     node.commit()
@@ -323,7 +324,7 @@ def test_a_proposal_that_came_to_nothing_is_made_again() -> None:
     node.lead()
     node.grant(7, 2)
     node.work(3)
-    ((_, _, then),) = node.commands
+    _, _, then = node.commands[-1]
     node.commands.clear()
     then(None)
     node.work(0.5)
