@@ -17,7 +17,8 @@ from typing import Self
 
 from raftkv._pb.watch_pb2 import WatchResponse
 from raftkv.server.errors import Stopping
-from raftkv.server.watch import BUFFERED_BYTES_MAX, Change, Watch, WatchHub, varint
+from raftkv.server.watch import BUFFERED_BYTES_MAX, Watch, WatchHub
+from raftkv.server.watch_changes import Change, varint
 
 STREAM_BYTES_MAX = 256 * 1024
 LISTENER_BYTES_MAX = 256 * 1024
