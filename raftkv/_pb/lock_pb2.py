@@ -26,7 +26,7 @@ from . import common_pb2 as raftkv_dot_v1_dot_common__pb2
 
 from .common_pb2 import *
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14raftkv/v1/lock.proto\x12\traftkv.v1\x1a\x16raftkv/v1/common.proto\"9\n\x0bLockRequest\x12\x0c\n\x04name\x18\x01 \x01(\x0c\x12\r\n\x05lease\x18\x02 \x01(\x03\x12\r\n\x05\x66\x65nce\x18\x64 \x01(\x03\"U\n\x0cLockResponse\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x19.raftkv.v1.ResponseHeader\x12\x0b\n\x03key\x18\x02 \x01(\x0c\x12\r\n\x05\x66\x65nce\x18\x64 \x01(\x03\"+\n\rUnlockRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\r\n\x05\x66\x65nce\x18\x64 \x01(\x03\";\n\x0eUnlockResponse\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x19.raftkv.v1.ResponseHeader2~\n\x04Lock\x12\x37\n\x04Lock\x12\x16.raftkv.v1.LockRequest\x1a\x17.raftkv.v1.LockResponse\x12=\n\x06Unlock\x12\x18.raftkv.v1.UnlockRequest\x1a\x19.raftkv.v1.UnlockResponseP\x00\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14raftkv/v1/lock.proto\x12\traftkv.v1\x1a\x16raftkv/v1/common.proto\"9\n\x0bLockRequest\x12\x0c\n\x04name\x18\x01 \x01(\x0c\x12\r\n\x05lease\x18\x02 \x01(\x03\x12\r\n\x05\x66\x65nce\x18\x64 \x01(\x03\"U\n\x0cLockResponse\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x19.raftkv.v1.ResponseHeader\x12\x0b\n\x03key\x18\x02 \x01(\x0c\x12\r\n\x05\x66\x65nce\x18\x64 \x01(\x03\"+\n\rUnlockRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\r\n\x05\x66\x65nce\x18\x64 \x01(\x03\"M\n\x0eUnlockResponse\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x19.raftkv.v1.ResponseHeader\x12\x10\n\x08released\x18\x64 \x01(\x08\x32~\n\x04Lock\x12\x37\n\x04Lock\x12\x16.raftkv.v1.LockRequest\x1a\x17.raftkv.v1.LockResponse\x12=\n\x06Unlock\x12\x18.raftkv.v1.UnlockRequest\x1a\x19.raftkv.v1.UnlockResponseP\x00\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,7 +40,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_UNLOCKREQUEST']._serialized_start=205
   _globals['_UNLOCKREQUEST']._serialized_end=248
   _globals['_UNLOCKRESPONSE']._serialized_start=250
-  _globals['_UNLOCKRESPONSE']._serialized_end=309
-  _globals['_LOCK']._serialized_start=311
-  _globals['_LOCK']._serialized_end=437
+  _globals['_UNLOCKRESPONSE']._serialized_end=327
+  _globals['_LOCK']._serialized_start=329
+  _globals['_LOCK']._serialized_end=455
 # @@protoc_insertion_point(module_scope)

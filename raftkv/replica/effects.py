@@ -76,4 +76,4 @@ class Answers:
 
     results: list[tuple[object, object]]  # (ticket, Result of the state machine)
     reads: list[object]  # tickets of reads that may now be served
-    unknown: list[object]  # tickets of commands whose fate a snapshot has hidden from this node
+    unknown: list[object]  # of commands whose fate a snapshot has hidden from this node, or that ended with its office

@@ -9,6 +9,9 @@ again under a new sequence number. That makes a leader's death a wait and not an
        ^                      |
        +--later term applied--+
 
+A *leading* command (that a lease has ended, and the like) counts only in the term of the leader that proposes it. It
+goes before what clients want, is never forwarded, and ends, undone, with the term or the office (reliability rule Z7).
+
 Invariants: sequence numbers are never used twice in one incarnation; the leader takes those of one
 (origin, incarnation) only in rising order, so re-sending after a broken stream repeats nothing.
 
@@ -32,6 +35,7 @@ class Pending:
     kind: int
     payload: bytes
     ticket: object
+    leading: bool = False
     term: int = 0  # the term it was sent in; 0 while queued
     abandoned: bool = False
 
@@ -45,6 +49,7 @@ class Proposals:
         self._next_seq = 1
         self._pending: dict[int, Pending] = {}  # in rising order of seq
         self._queued: list[int] = []
+        self._leading: list[int] = []  # queued too, and first
         self._sent_term = 0
         self._sent = 0  # of the pending commands, how many were sent in _sent_term
 
@@ -54,16 +59,16 @@ class Proposals:
     @property
     def queued(self) -> int:
         """How many commands wait to be sent."""
-        return len(self._queued)
+        return len(self._queued) + len(self._leading)
 
     def sent(self, term: int) -> bool:
         """Whether something sent in `term` is still to be seen in the log."""
         return self._sent_term == term and self._sent > 0
 
-    def add(self, kind: int, payload: bytes, ticket: object) -> Pending:
+    def add(self, kind: int, payload: bytes, ticket: object, *, leading: bool = False) -> Pending:
         """Queue one command."""
-        pending = Pending(kind, payload, ticket)
-        self._queued.append(self._number(pending))
+        pending = Pending(kind, payload, ticket, leading)
+        (self._leading if leading else self._queued).append(self._number(pending))
         return pending
 
     def _number(self, pending: Pending) -> int:
@@ -73,18 +78,32 @@ class Proposals:
         return seq
 
     def take(self, term: int) -> tuple[Command, ...]:
-        """The queued commands, marked as sent in `term`; those whose caller has gone are dropped here."""
+        """The queued commands, but for the leading ones, marked as sent in `term`; those whose caller has gone are
+        dropped here."""
+        return self._take(self._queued, term)
+
+    def take_leading(self, term: int) -> tuple[Command, ...]:
+        """The same of the leading ones: we lead in `term`."""
+        return self._take(self._leading, term)
+
+    def drop_leading(self) -> list[object]:
+        """We do not lead: the tickets of the leading ones that were not sent, which are forgotten."""
+        dropped = [self._pending.pop(seq) for seq in self._leading]
+        self._leading.clear()
+        return [pending.ticket for pending in dropped if not pending.abandoned]
+
+    def _take(self, queue: list[int], term: int) -> tuple[Command, ...]:
         if term != self._sent_term:
             self._sent_term, self._sent = term, 0
         commands = []
-        for seq in self._queued:
+        for seq in queue:
             pending = self._pending[seq]
             if pending.abandoned:
                 del self._pending[seq]
             else:
                 pending.term = term
                 commands.append(Command(seq, pending.kind, pending.payload))
-        self._queued.clear()
+        queue.clear()
         self._sent += len(commands)
         return tuple(commands)
 
@@ -122,17 +141,24 @@ class Proposals:
             if not pending.abandoned:
                 out.append((pending.ticket, result))
 
-    def term_applied(self, term: int) -> None:
-        """An entry of `term` was applied: what was sent earlier and not seen is provably not in the log."""
+    def term_applied(self, term: int) -> list[object]:
+        """An entry of `term` was applied: what was sent earlier and not seen is provably not in the log.
+
+        Returns:
+            The tickets of the leading commands among it, which end so.
+        """
         stale = [(seq, pending) for seq, pending in self._pending.items() if 0 < pending.term < term]
-        if not stale:
-            return
+        ended: list[object] = []
         # New numbers, because commands with higher ones may already have gone to the new leader,
         # and it takes ours in rising order only.
         for seq, pending in stale:
             del self._pending[seq]
+            if pending.leading:
+                ended.append(pending.ticket)
+                continue
             pending.term = 0
             self._queued.append(self._number(pending))
+        return ended
 
     def lose(self, term: int) -> list[object]:
         """A snapshot up to an entry of `term` hid part of the log: the tickets whose fate it hides."""

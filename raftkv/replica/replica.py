@@ -22,7 +22,7 @@ from raftkv.raft.ready import Ready
 from raftkv.raft.types import Entry, EntryKind, NodeId, Role, SnapshotMeta
 from raftkv.replica.effects import Answers, Apply, Effects, Forward, PeerMessage, Persist
 from raftkv.replica.proposals import Forwarded, Pending, Proposals
-from raftkv.replica.reads import Reads
+from raftkv.replica.reads import Reads, WaitingRead
 from raftkv.state.commands import Command, Group, MalformedBatch, decode_batch, encode_batch
 
 COMMANDS_GOOD = 256
@@ -40,7 +40,7 @@ KIND_MAX = 255
 """What the encoding of a command has room for."""
 
 FORGET_TICKS = 64
-"""How often the queue is freed of callers that have gone."""
+"""How often the queues are freed of callers that have gone."""
 
 
 class Replica:
@@ -88,18 +88,28 @@ class Replica:
 
     # Events.
 
-    def propose(self, kind: int, payload: bytes, ticket: object) -> Pending:
-        """A caller of this node wants one command committed; `ticket` comes back in `Answers`."""
-        return self._proposals.add(kind, payload, ticket)
+    def propose(self, kind: int, payload: bytes, ticket: object, *, leading: bool = False) -> Pending:
+        """A caller of this node wants one command committed; `ticket` comes back in `Answers`.
 
-    def read(self, ticket: object) -> None:
+        Args:
+            leading: it counts only while this node leads as it does now; see `proposals`.
+        """
+        return self._proposals.add(kind, payload, ticket, leading=leading)
+
+    def read(self, ticket: object) -> WaitingRead:
         """A caller wants to read linearizably; `ticket` comes back in `Answers.reads`."""
-        self._reads.add(ticket)
+        return self._reads.add(ticket)
 
     @staticmethod
-    def abandon(pending: Pending) -> None:
-        """The caller has gone or run out of time: if it was not sent yet, it is dropped before the log."""
+    def abandon(pending: Pending | WaitingRead) -> None:
+        """The caller has gone or run out of time: a command that was not sent yet is dropped before the log."""
         pending.abandoned = True
+
+    @property
+    def waiting(self) -> int:
+        """How many callers' commands and reads are kept; of those that have gone, for `FORGET_TICKS` at most unless
+        they are under way."""
+        return len(self._proposals) + len(self._reads)
 
     def receive(self, sender: NodeId, message: PeerMessage) -> None:
         """A message from a peer; never raises on any content."""
@@ -113,6 +123,7 @@ class Replica:
         self._ticks += 1
         if self._ticks % FORGET_TICKS == 0:
             self._proposals.forget_abandoned()
+            self._reads.forget_abandoned()
         self.raft.tick()
         self._tell_commit()
 
@@ -155,7 +166,7 @@ class Replica:
             entry = apply.entry
             if entry.term > self._applied_term:
                 self._applied_term = entry.term
-                self._proposals.term_applied(entry.term)
+                answers.unknown.extend(self._proposals.term_applied(entry.term))
             for group, group_results in zip(apply.groups, by_group, strict=True):
                 self._proposals.applied(group, group_results, answers.results)
         if applies:
@@ -177,7 +188,8 @@ class Replica:
     def take(self) -> Effects | None:
         """One turn: what must be done now, or None when there is nothing."""
         self._send_proposals()
-        self._reads.ask(self._ticks, self._read_index)
+        if self.raft.leader:  # else there is nobody to ask, and everything waits where it is
+            self._reads.ask(self._ticks, self._read_index)
         raft = self.raft
         if raft.has_ready():
             return self._obey(raft.ready())
@@ -226,6 +238,8 @@ class Replica:
     def _send_proposals(self) -> None:
         raft = self.raft
         leader = raft.leader
+        if leader != raft.node_id:
+            self._unknown.extend(self._proposals.drop_leading())
         if leader in self._renewed:
             self._renewed.discard(leader)
             self._forward(leader, self._proposals.send_again(raft.term))
@@ -252,7 +266,13 @@ class Replica:
         raft = self.raft
         if not raft.accepts_proposals():
             return  # a transfer is under way or too much is uncommitted: callers wait, nothing is lost
-        groups = list(self._groups) if self._groups_term == raft.term else []
+        groups: list[Group] = []
+        # First, or a leader that is short of time would never come to end what holds others up (etcd #20492).
+        leading = self._proposals.take_leading(raft.term)
+        if leading:
+            groups.append(Group(raft.node_id, self.incarnation, leading))
+        if self._groups_term == raft.term:
+            groups.extend(self._groups)
         self._groups.clear()
         own = self._proposals.take(raft.term)
         if own:

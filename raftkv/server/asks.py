@@ -65,6 +65,10 @@ class LeaseAsks:
         self._asked_to: tuple[NodeId, int] = (0, 0)  # leader and term
         self._asked_tick = 0
 
+    def __len__(self) -> int:
+        """How many tickets are kept."""
+        return sum(len(question.tickets) for each in (self._waiting, self._asked) for question in each.values())
+
     @property
     def idle(self) -> bool:
         """Whether there is nothing to ask, and nothing asked."""
@@ -88,8 +92,7 @@ class LeaseAsks:
         look: list[int] = []
         for lease in list(self._waiting)[:ASK_LEASES_MAX]:
             question = self._waiting.pop(lease)
-            question.tickets = [ticket for ticket in question.tickets if not self._gone(ticket)]
-            if question.tickets:
+            if self._is_wanted(question):
                 self._asked[lease] = question
                 (renew if question.renew else look).append(lease)
         if not self._asked:
@@ -109,6 +112,16 @@ class LeaseAsks:
                 waiting.renew |= question.renew
                 waiting.tickets[:0] = question.tickets
         self._asked.clear()
+
+    def forget_gone(self) -> None:
+        """Free what callers that have gone left: without a leader that answers, nothing else ever looks at it."""
+        for questions in (self._waiting, self._asked):
+            for lease in [lease for lease, question in questions.items() if not self._is_wanted(question)]:
+                del questions[lease]
+
+    def _is_wanted(self, question: _Question) -> bool:
+        question.tickets = [ticket for ticket in question.tickets if not self._gone(ticket)]
+        return bool(question.tickets)
 
     def answered(self, answer: LeaseAnswer) -> list[tuple[object, LeaseLeft]]:
         """The tickets that an answer is for."""

@@ -1,7 +1,7 @@
 """Those who wait for this node: a future each, and until when they wait.
 
 submit, read, wait --answered, or time over--> the future is done, and forgotten here
-                   --abandon--> forgotten; a command that was not sent yet is dropped before the log
+                   --abandon--> forgotten, by the replica too; a command not sent yet is dropped before the log
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Callable
 from raftkv.raft.types import NodeId
 from raftkv.replica.effects import Answers
 from raftkv.replica.proposals import Pending
+from raftkv.replica.reads import WaitingRead
 from raftkv.replica.replica import Replica
 from raftkv.server.errors import OutcomeHidden, RequestTimeout, TimeoutKind
 from raftkv.state.commands import CommandKind
@@ -26,23 +27,26 @@ class Callers:
         self._leader = leader
         self._timeout_s = request_timeout_s
         self._loop = asyncio.get_running_loop()
-        self._waiting: dict[asyncio.Future[object], tuple[float, Pending | None]] = {}  # None: not for a command
+        # Until when, and for what; None: not for the replica.
+        self._waiting: dict[asyncio.Future[object], tuple[float, Pending | WaitingRead | None]] = {}
 
     @property
     def idle(self) -> bool:
         """Whether nobody waits."""
         return not self._waiting
 
-    def submit(self, kind: CommandKind, payload: bytes, deadline: float | None) -> asyncio.Future[Result]:
-        """Wait for a command to be committed and applied."""
+    def submit(
+        self, kind: CommandKind, payload: bytes, deadline: float | None, *, leading: bool = False
+    ) -> asyncio.Future[Result]:
+        """Wait for a command to be committed and applied; `leading` as in `Replica.propose`."""
         future: asyncio.Future[object] = self._loop.create_future()
-        self._waiting[future] = (self.limit(deadline), self._replica.propose(kind, payload, future))
+        self._waiting[future] = (self.limit(deadline), self._replica.propose(kind, payload, future, leading=leading))
         return future  # type: ignore[return-value]  # a Future is not covariant
 
     def read(self, deadline: float | None) -> asyncio.Future[object]:
         """Wait for a read index to be found and applied."""
-        future = self.wait(deadline)
-        self._replica.read(future)
+        future: asyncio.Future[object] = self._loop.create_future()
+        self._waiting[future] = (self.limit(deadline), self._replica.read(future))
         return future
 
     def wait(self, deadline: float | None) -> asyncio.Future[object]:
@@ -84,7 +88,7 @@ class Callers:
         over = [(future, pending) for future, (limit, pending) in self._waiting.items() if limit <= now]
         for future, pending in over:
             del self._waiting[future]
-            unsent = pending is None or pending.term == 0
+            unsent = not isinstance(pending, Pending) or pending.term == 0
             if pending is not None:
                 self._replica.abandon(pending)
             kind = TimeoutKind.LEADER_FAILURE if self._leader() == 0 else TimeoutKind.GENERAL

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from raftkv.raft.types import NodeId
 from raftkv.server.asks import LeaseAnswer, LeaseAsk
-from raftkv.server.errors import RequestError
 from raftkv.server.lessor import LeaseLeft
 from raftkv.state.commands import CommandKind
 from raftkv.state.machine import StateMachine
@@ -41,11 +40,8 @@ class LeasePort:
         self._runtime.peers.send(peer, message)
 
     def command(self, kind: CommandKind, payload: bytes, then: Callable[[Result | None], None]) -> None:
-        try:
-            future = self._runtime.submit(kind, payload, None)
-        except RequestError:
-            then(None)
-            return
+        future = self._runtime.callers.submit(kind, payload, None, leading=True)
+        self._runtime._wake()
         future.add_done_callback(lambda done: self._run(lambda: then(done.result() if _is_good(done) else None)))
 
     def confirm(self, then: Callable[[], None]) -> None:

@@ -22,6 +22,8 @@ from raftkv.state.machine import StateMachine
 from raftkv.state.results import Refusal, Result
 
 RETRY_TICKS = 50
+FORGET_TICKS = 64
+"""How often questions are freed of callers that have gone."""
 GATHER_TICKS = 2
 """How long keepalives that follow a round gather for the next: a round costs messages to and from everybody, and many
 clients on many nodes would have hundreds a second. Who comes after a quiet time does not wait, nor who only looks, nor
@@ -50,7 +52,10 @@ class Port(Protocol):
         ...
 
     def command(self, kind: CommandKind, payload: bytes, then: Callable[[Result | None], None]) -> None:
-        """Propose; `then` gets the result, or None when it is not known. Within a term the order is kept."""
+        """Propose, while this node leads as it does now and before what clients want; never forward.
+
+        `then` gets the result, or None when it is not known. The order is kept.
+        """
         ...
 
     def confirm(self, then: Callable[[], None]) -> None:
@@ -78,6 +83,7 @@ class Leasing:
         self._port = port
         self.lessor = Lessor(clock)
         self._asks = LeaseAsks(incarnation, RETRY_TICKS, gone)
+        self._machine: StateMachine | None = None  # the one we heard of last
         self._ticks = 0
         self._gathered: list[tuple[NodeId, LeaseAsk]] = []  # of nodes who believe that we lead; no round begun for them
         self._confirmed_tick = -GATHER_TICKS
@@ -88,6 +94,11 @@ class Leasing:
     def ask(self, lease: int, ticket: object, *, renew: bool) -> None:
         """Renew a lease, or look at it; `ticket` is told."""
         self._asks.add(lease, ticket, renew=renew)
+
+    @property
+    def asks(self) -> int:
+        """How many tickets are kept; of those who have gone, for `FORGET_TICKS` at most."""
+        return len(self._asks)
 
     # From the node.
 
@@ -113,6 +124,10 @@ class Leasing:
         port = self._port
         machine = port.machine
         leases, sessions = machine.take_lease_events(), machine.take_session_events()
+        if machine is not self._machine:
+            self._machine = machine
+            self.lessor.restored()
+        self.lessor.heard(machine.applied_term, leases, machine.leases)
         if self.lessor.term == port.term:
             self.lessor.applied(leases, sessions)
         elif port.leader == port.node_id and machine.applied_term == port.term:
@@ -126,6 +141,8 @@ class Leasing:
     def tick(self) -> None:
         """A tick of time has passed."""
         self._ticks += 1
+        if self._ticks % FORGET_TICKS == 0:
+            self._asks.forget_gone()
         self._confirm()
 
     def work(self) -> None:

@@ -2,10 +2,11 @@
 
     not leading --its own term's first entry is applied--> leading --role or term lost--> not leading
 
-    deadline = moment of grant, renewal or taking over + time to live (or what was left of it) + grace
+    deadline = moment of grant, renewal or taking over + time to live + grace
+        or   = moment in which this node has applied the last checkpoint + what that has left + grace
 
 What is replicated is that a lease exists and how long it may live; see `raftkv.state.leases`. A new leader gives each
-lease its whole time again, or what the last checkpoint left of it.
+lease its whole time again, but for those that were checkpointed: their time runs on every node, whoever leads.
 
 Why no lease ends early, whatever is slow, paused or cut off: a client sends its keepalive at s. The leader of term T
 acknowledges it only after a round that proved its leadership and began at r >= s, and sets the deadline >= r + ttl. A
@@ -14,9 +15,14 @@ deadline >= s + ttl too. What the leader of T believed when it was deposed is of
 the term it was proposed in. No two clocks are compared, only the rates of clocks matter, and the grace covers those.
 
 A lease whose deadline has passed is proposed for expiry (rule Z7) and from then on counts as gone: it is not renewed
-any more. One that nobody has renewed for half its time is checkpointed, so that one leader after another does not give
-it its whole time; a checkpointed lease must have that undone in the log before a renewal is acknowledged, or the next
-leader would end it too early.
+any more. One that nobody has renewed for half its time is checkpointed. That must be undone in the log before a renewal
+is acknowledged, so who finds it in the state knows: nothing was acknowledged since the leader of then said what is
+left, and he said it before we applied it; what is left from that moment on is never too little.
+
+So each lease ends within three times its time, whatever elections there are. A leader that stays for half its time
+checkpoints it. Who follows one that did not, checkpoints at once what is not: leases that are kept alive cost their
+checkpoints then, and the undoing of these, but only when leaders follow one another so fast. Once it is done, the time
+runs. (A node that starts anew begins again with what the last checkpoint has left, so these are repeated.)
 
 Nothing is scanned: a lease costs about two heap operations for each of its times to live. See `deadlines`.
 """
@@ -39,10 +45,16 @@ GRACE_SHARE = 0.02
 EXPIRIES_A_SECOND = 1_000
 EXPIRED_KEYS_MAX = 1_000
 """Once so many keys are to be deleted, the rest waits for the next time: applying it must not hold up heartbeats."""
-CHECKPOINTS_A_SECOND = 50
-CHECKPOINT_TTL_S_MIN = 10.0
-CHECKPOINT_EVERY_S_MIN = 5.0
-CHECKPOINT_EVERY_S_MAX = 300.0
+CHECKPOINTS_A_SECOND = 1_000
+"""As many as may end; those of one time are one entry."""
+CHECKPOINT_SHARE = 0.5
+"""Of its time without a renewal, then it is checkpointed: clients renew after a third."""
+CHECKPOINT_AGAIN_S = 5.0
+CHECKPOINT_AGAIN_SHARE = 0.25
+CHECKPOINT_LONG_S = 300.0
+CHECKPOINT_LONG_SHARE = 1 / 16
+"""Once it is checkpointed, the next is due after half of what is left; not before the lesser of the first two has
+passed, and not after the greater of the last two."""
 ALLOWANCE_S = 0.2
 """What was not used of an allowance is saved up for so long."""
 SESSION_GRACE_S = 30.0
@@ -96,7 +108,12 @@ class _Live:
 
     __slots__ = ("checkpoint_at", "checkpointed", "deadline", "expiring", "grace_s", "queued", "ttl_s")
 
-    def __init__(self, record: LeaseRecord, since: float, mark: int) -> None:
+    def __init__(self, record: LeaseRecord, since: float, mark: int, *, soon: bool) -> None:
+        """
+        Args:
+            since: when it began to have what the record says.
+            soon: it is to be checkpointed at once if it is not.
+        """
         self.ttl_s = record.ttl_ms / 1000
         self.grace_s = max(GRACE_S, GRACE_SHARE * self.ttl_s)
         self.checkpointed = mark if record.remaining_ms else 0  # in the state, or on the way there: by which mark
@@ -104,11 +121,14 @@ class _Live:
         self.queued = False  # its deadline had come, and it waits for its turn to be proposed
         left_s = record.remaining_ms / 1000 or self.ttl_s
         self.deadline = since + left_s + self.grace_s
-        self.checkpoint_at = self._next_checkpoint(since)
+        if record.remaining_ms:
+            self.checkpoint_at = self._next_checkpoint(since)
+        else:
+            self.checkpoint_at = since if soon else since + CHECKPOINT_SHARE * self.ttl_s
 
     def renew(self, now: float) -> None:
         self.deadline = max(self.deadline, now + self.ttl_s + self.grace_s)
-        self.checkpoint_at = self._next_checkpoint(now)
+        self.checkpoint_at = now + CHECKPOINT_SHARE * self.ttl_s
 
     def mark(self, now: float, mark: int) -> None:
         """It is being checkpointed."""
@@ -123,11 +143,12 @@ class _Live:
         return min(self.deadline, self.checkpoint_at)
 
     def _next_checkpoint(self, now: float) -> float:
+        """After one at `now`."""
         left_s = self.left_s(now)
-        step_s = max(CHECKPOINT_EVERY_S_MIN, min(left_s / 2, CHECKPOINT_EVERY_S_MAX))
-        if self.ttl_s < CHECKPOINT_TTL_S_MIN or step_s >= left_s:
-            return float("inf")
-        return now + step_s
+        least_s = min(CHECKPOINT_AGAIN_S, CHECKPOINT_AGAIN_SHARE * self.ttl_s)
+        most_s = max(CHECKPOINT_LONG_S, CHECKPOINT_LONG_SHARE * self.ttl_s)
+        step_s = max(least_s, min(left_s / 2, most_s))
+        return now + step_s if step_s < left_s else float("inf")
 
 
 class Lessor:
@@ -153,6 +174,35 @@ class Lessor:
         self._checkpoints = _Allowance(CHECKPOINTS_A_SECOND)
         self._worked_at = 0.0
         self._hold_until = 0.0
+        # In whatever role.
+        self._noted: dict[int, float] = {}  # lease -> when we applied the checkpoint that its record has
+        self._heard_term = 0
+        self._heard_at = clock()  # when the first entry of that term was applied
+        self._reign_s = float("inf")  # how long the term before that had lasted
+
+    # In whatever role.
+
+    def heard(self, term: int, events: Iterable[LeaseEvent], leases: Mapping[int, LeaseRecord]) -> None:
+        """What applying entries has done, the last of them of `term`; before anything else is told of it.
+
+        Args:
+            events: in order.
+            leases: as they are now.
+        """
+        now = self._clock()
+        if term != self._heard_term:
+            self._reign_s = now - self._heard_at
+            self._heard_term, self._heard_at = term, now
+        for _, lease in events:
+            record = leases.get(lease)
+            if record is not None and record.remaining_ms:
+                self._noted[lease] = now
+            else:
+                self._noted.pop(lease, None)
+
+    def restored(self) -> None:
+        """Another state has taken the place of the one we heard of."""
+        self._noted.clear()
 
     # Leading.
 
@@ -166,6 +216,8 @@ class Lessor:
         self.term = term
         self._records, self._ttls = leases, session_ttls_ms
         self._since = self._worked_at = self._clock()
+        self._hold_until = self._since + GRACE_S  # keepalives that found nobody to lead are heard first
+        self._expiries.take(self._since)
         # Not all at once: 100,000 of them would hold up the first heartbeats. None can be due so early.
         self._untouched = list(leases)
         self._untouched_sessions = list(session_ttls_ms)
@@ -297,8 +349,9 @@ class Lessor:
             live = self._live.get(lease)
             if live is None or live.expiring or live.checkpoint_at > now:
                 continue  # gone, or renewed while it waited
-            left_ms = int(live.left_s(now) * 1000)
-            if left_ms:
+            # A whole time would be none; less by a little is covered by the grace.
+            left_ms = min(int(live.left_s(now) * 1000), round(live.ttl_s * 1000) - 1)
+            if left_ms > 0:
                 self._mark += 1
                 live.mark(now, self._mark)
                 self._wakes.set(lease, live.wake_at())
@@ -321,15 +374,25 @@ class Lessor:
     def _known(self, lease: int) -> _Live | None:
         live = self._live.get(lease)
         if live is None and lease in self._records:
-            return self._touch(lease, self._since)
+            return self._inherit(lease)
         return live
 
-    def _touch(self, lease: int, since: float) -> _Live | None:
+    def _inherit(self, lease: int) -> _Live:
+        """One that was there when we began to lead."""
+        record = self._records[lease]
+        since = self._noted.get(lease, self._since) if record.remaining_ms else self._since
+        # The leader before us may have come and gone before it was time for a checkpoint.
+        soon = self._reign_s < CHECKPOINT_SHARE * record.ttl_ms / 1000
+        return self._begin(lease, record, since, soon=soon)
+
+    def _touch(self, lease: int, since: float) -> None:
         record = self._records.get(lease)
-        if record is None:  # gone again within the turn in which it came
-            return None
+        if record is not None:  # else gone again within the turn in which it came
+            self._begin(lease, record, since, soon=False)
+
+    def _begin(self, lease: int, record: LeaseRecord, since: float, *, soon: bool) -> _Live:
         self._mark += 1
-        live = self._live[lease] = _Live(record, since, self._mark)
+        live = self._live[lease] = _Live(record, since, self._mark, soon=soon)
         self._wakes.set(lease, live.wake_at())
         return live
 

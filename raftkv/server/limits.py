@@ -9,6 +9,9 @@ Invariant: both counters are 0 when no request is under way.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 from raftkv.server.config import NodeConfig
 from raftkv.server.errors import TooManyRequests
 from raftkv.state.validate import RequestLimits
@@ -18,11 +21,16 @@ RETRY_AFTER_S = 0.1
 
 
 class Inflight:
-    """The requests and request bytes under way."""
+    """The requests and request bytes under way, of all calls or of one sort."""
 
-    __slots__ = ("bytes", "bytes_max", "refused", "requests", "requests_max")
+    __slots__ = ("_names", "bytes", "bytes_max", "refused", "requests", "requests_max")
 
-    def __init__(self, requests_max: int, bytes_max: int) -> None:
+    def __init__(self, requests_max: int, bytes_max: int, sort: str = "") -> None:
+        """
+        Args:
+            sort: of the calls, to name the limits by; those of all calls have their names in the configuration.
+        """
+        self._names = (f"{sort}_max", f"{sort}_bytes_max") if sort else ("inflight_requests_max", "inflight_bytes_max")
         self.requests = 0
         self.requests_max = requests_max
         self.bytes = 0
@@ -37,12 +45,21 @@ class Inflight:
         """
         if self.requests >= self.requests_max:
             self.refused += 1
-            raise TooManyRequests("inflight_requests_max", RETRY_AFTER_S)
+            raise TooManyRequests(self._names[0], RETRY_AFTER_S)
         if self.bytes + size > self.bytes_max:
             self.refused += 1
-            raise TooManyRequests("inflight_bytes_max", RETRY_AFTER_S)
+            raise TooManyRequests(self._names[1], RETRY_AFTER_S)
         self.requests += 1
         self.bytes += size
+
+    @contextlib.contextmanager
+    def during(self, size: int) -> Iterator[None]:
+        """`enter`, and `leave` at the end of the block."""
+        self.enter(size)
+        try:
+            yield
+        finally:
+            self.leave(size)
 
     def leave(self, size: int) -> None:
         """The request was answered, or its caller has gone."""

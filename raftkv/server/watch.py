@@ -4,7 +4,7 @@
                           |  ^
              no room for  |  |  has caught up with the store
                           v  |
-    STUCK --drained--> BEHIND: reads on from the store in chunks, all that are behind together
+    STUCK --drained--> BEHIND: reads on from the store in chunks, in turn: see `watch_history`
                           |
                           +--> cancelled: what it needs next has been compacted
 
@@ -20,53 +20,29 @@ from __future__ import annotations
 
 import concurrent.futures
 import enum
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple, Protocol
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 from raftkv._pb.common_pb2 import Event
 from raftkv.server.errors import Stopping
+from raftkv.server.watch_changes import Change
+from raftkv.server.watch_history import (
+    APART_REVISIONS_MAX,
+    CHUNK_COST_BYTES,
+    CHUNK_WATCHES_MAX,
+    LOOP_REVISIONS_MAX,
+    Chunk,
+    Found,
+    Pace,
+    Plan,
+)
+from raftkv.server.watch_matching import Matcher, drop
 from raftkv.state.machine import StateMachine
 from raftkv.state.mvcc import Reader
 
-LOOP_REVISIONS_MAX = 64
-"""Revisions of a chunk that is read on the loop: about half a millisecond."""
-
-APART_REVISIONS_MAX = 4096
-"""Revisions of a chunk that is read in a thread."""
-
-CHUNK_BYTES_MAX = 256 * 1024
-"""A chunk ends behind the revision in which it exceeds this many bytes of what somebody wants."""
-
 BUFFERED_BYTES_MAX = 16 * 1024 * 1024
-"""What all sinks of a node may hold together; beyond it, only a sink that holds nothing takes more."""
-
-_EVENTS_TAG = b"\x5a"  # field 11 of WatchResponse, length-delimited
-
-
-class Change:
-    """One event on its way to everybody who wants it; encoded once."""
-
-    __slots__ = ("_full", "_plain", "event", "revision")
-
-    def __init__(self, revision: int, event: Event) -> None:
-        self.revision = revision
-        self.event = event
-        self._plain: bytes | None = None
-        self._full: bytes | None = None
-
-    def frame(self, prev_kv: bool) -> bytes:
-        """The event as one of the field `events` of a WatchResponse, with or without the value before."""
-        if prev_kv and self.event.HasField("prev_kv"):
-            if self._full is None:
-                self._full = _framed(self.event)
-            return self._full
-        if self._plain is None:
-            event = self.event
-            if event.HasField("prev_kv"):
-                event = Event(type=event.type, kv=event.kv, expired=event.expired)
-            self._plain = _framed(event)
-        return self._plain
+"""What all sinks of a node may hold together; beyond it, only a sink that holds nothing takes more, and little."""
 
 
 class State(enum.Enum):
@@ -120,113 +96,12 @@ class Watch:
         return not (self.no_delete if event.type == Event.DELETE else self.no_put)
 
 
-class Matcher:
-    """Finds the watches of a key without looking at each: by the key, by each length of prefix in use, by ranges."""
-
-    __slots__ = ("_exact", "_lengths", "_prefixes", "_ranges", "_sizes")
-
-    def __init__(self, watches: Iterable[Watch] = ()) -> None:
-        self._exact: dict[bytes, dict[Watch, None]] = {}
-        self._prefixes: dict[bytes, dict[Watch, None]] = {}
-        self._sizes: Counter[int] = Counter()  # of the prefixes in use
-        self._lengths: tuple[int, ...] = ()
-        self._ranges: dict[tuple[bytes, bytes | None], dict[Watch, None]] = {}
-        for watch in watches:
-            self.add(watch)
-
-    def add(self, watch: Watch) -> None:
-        """Find this one too."""
-        key, stop = watch.key, watch.stop
-        if stop == key + b"\0":
-            self._exact.setdefault(key, {})[watch] = None
-        elif (prefix := prefix_of(key, stop)) is not None:
-            found = self._prefixes.setdefault(prefix, {})
-            if not found:
-                self._sizes[len(prefix)] += 1
-                self._lengths = tuple(self._sizes)
-            found[watch] = None
-        else:
-            self._ranges.setdefault((key, stop), {})[watch] = None
-
-    def discard(self, watch: Watch) -> None:
-        """Find it no more."""
-        key, stop = watch.key, watch.stop
-        if stop == key + b"\0":
-            _drop(self._exact, key, watch)
-        elif (prefix := prefix_of(key, stop)) is not None:
-            if _drop(self._prefixes, prefix, watch):
-                self._sizes[len(prefix)] -= 1
-                if not self._sizes[len(prefix)]:
-                    del self._sizes[len(prefix)]
-                    self._lengths = tuple(self._sizes)
-        else:
-            _drop(self._ranges, (key, stop), watch)
-
-    def touches(self) -> Callable[[bytes], bool]:
-        """What says whether a key belongs to any watch, as cheaply as can be: it is asked for each change."""
-        exact, prefixes, lengths, ranges = self._exact, self._prefixes, self._lengths, self._ranges
-        if not lengths and not ranges:
-            return exact.__contains__
-        if len(lengths) == 1 and not ranges:
-            (length,) = lengths
-            return lambda key: key[:length] in prefixes or key in exact
-
-        def touches(key: bytes) -> bool:
-            if key in exact or any(key[:length] in prefixes for length in lengths):
-                return True
-            return any(start <= key and (stop is None or key < stop) for start, stop in ranges)
-
-        return touches
-
-    def match(self, key: bytes) -> Sequence[Watch]:
-        """All watches that `key` belongs to."""
-        found = list(self._exact.get(key, ()))
-        for length in self._lengths:
-            if len(key) >= length and (watches := self._prefixes.get(key[:length])):
-                found.extend(watches)
-        for (start, stop), watches in self._ranges.items():
-            if start <= key and (stop is None or key < stop):
-                found.extend(watches)
-        return found
-
-
-class Found(NamedTuple):
-    """A chunk of history, as far as somebody wants it."""
-
-    last: int  # the last revision that was looked at, wanted or not
-    changes: list[tuple[Change, Sequence[Watch]]]
-
-
-class Plan:
-    """A chunk of history to be read for some watches; `read` may run in a thread, so it looks at nothing that moves."""
-
-    __slots__ = ("_matcher", "_prev_kv", "_revisions_max", "first", "watches")
-
-    def __init__(self, watches: Sequence[Watch], revisions_max: int) -> None:
-        self.first = min(watch.next_revision for watch in watches)
-        self.watches = watches
-        self._matcher = Matcher(watches)
-        self._prev_kv = any(watch.prev_kv for watch in watches)
-        self._revisions_max = revisions_max
-
-    def read(self, reader: Reader) -> Found:
-        """Read the chunk."""
-        match, wanted = self._matcher.match, self._matcher.touches()
-        found: list[tuple[Change, Sequence[Watch]]] = []
-        left = self._revisions_max
-        wanted_bytes = 0
-        for revision, events in reader.changes(self.first, left, prev_kv=self._prev_kv, wanted=wanted):
-            for event in events:
-                found.append((Change(revision, event), match(event.kv.key)))
-                wanted_bytes += len(event.kv.key) + len(event.kv.value) + len(event.prev_kv.value)
-            left -= 1
-            if not left or wanted_bytes > CHUNK_BYTES_MAX:
-                return Found(revision, found)
-        return Found(reader.revision, found)
-
-
 class Loop(Protocol):
     """What the hub needs of asyncio's loop."""
+
+    def time(self) -> float: ...
+
+    def call_later(self, delay: float, callback: Callable[..., object], /, *args: Any) -> object: ...
 
     def call_soon(self, callback: Callable[..., object], /, *args: Any) -> object: ...
 
@@ -269,6 +144,9 @@ class WatchHub:
         self._with_prev_kv = 0  # of the synced
         self._behind: dict[Watch, None] = {}
         self._stuck: dict[Sink, dict[Watch, None]] = {}
+        self._pace = Pace(loop.time)
+        self._chunk: Chunk | None = None  # being handed out
+        self._near_first = False  # whose turn it was
         self._due = False  # a step is in the loop's queue
         self._reading = False  # a chunk is being read apart
         self._closed = False
@@ -340,6 +218,7 @@ class WatchHub:
         if revision < first:
             return
         self.revision = revision
+        self._pace.written()
         reader = machine.reader()
         # A compaction in this same turn forbids to read what it followed, though nothing has been taken out yet: the
         # sweep of this compaction has not begun, and no sweep before it went beyond what had been read here.
@@ -388,7 +267,7 @@ class WatchHub:
         elif watch.state is State.BEHIND:
             del self._behind[watch]
         elif watch.state is State.STUCK:
-            _drop(self._stuck, watch.sink, watch)
+            drop(self._stuck, watch.sink, watch)
 
     def _reattach(self, machine: StateMachine) -> None:
         """Another state took the place of the one we read: what lies between is read from it, if it is there."""
@@ -402,8 +281,8 @@ class WatchHub:
         self.revision = machine.revision
         self._schedule()
 
-    def _deliver(self, watch: Watch, changes: list[Change], through: int) -> None:
-        """Give a watch what fits; what does not, it reads from the store when there is room."""
+    def _deliver(self, watch: Watch, changes: list[Change], through: int) -> int:
+        """Give a watch what fits; what does not, it reads from the store when there is room. How many bytes it got."""
         sink = watch.sink
         room = sink.room()
         cut = len(changes) if room > 0 else 0
@@ -417,49 +296,76 @@ class WatchHub:
             size += len(change.frame(watch.prev_kv))
         if cut == len(changes):
             sink.take(watch, changes, through)
-            return
+            return size
         if cut:
             sink.take(watch, changes[:cut], changes[cut].revision - 1)
         self._displace(watch)
         watch.next_revision = changes[cut].revision
         watch.state = State.STUCK
         self._stuck.setdefault(sink, {})[watch] = None
+        return size
 
     # Catching up.
 
     def _schedule(self) -> None:
-        if self._behind and not self._due and not self._reading and not self._closed:
+        if (self._behind or self._chunk) and not self._due and not self._reading and not self._closed:
             self._due = True
-            self._loop.call_soon(self._step)
+            pause_s = self._pace.pause_s()
+            if pause_s:
+                self._loop.call_later(pause_s, self._step)
+            else:
+                self._loop.call_soon(self._step)
 
     def _step(self) -> None:
-        """Bring those that are behind forward by one chunk."""
-        self._due = False
+        """Bring those that are behind forward by a slice."""
         try:
-            self._catch_up()
+            if self._chunk is None and not self._closed:
+                self._catch_up()
+            if self._chunk is not None and not self._closed:
+                self._hand_out(self._chunk)
         except Exception as fault:  # noqa: BLE001 - somebody would miss changes and never know
             self._fatal(fault)
+            return
+        self._pace.set_behind(bool(self._behind))
+        self._pace.end()
+        self._due = False  # and not before: what happens here must not plan the next step without the pause
+        self._schedule()
+
+    def _whose_turn(self) -> list[Watch]:
+        """Those to read the next chunk for: one, and whoever is near it."""
+        behind: list[Watch] = []
+        compacted = self._machine.compact_revision
+        for watch in list(itertools.islice(self._behind, CHUNK_WATCHES_MAX)):
+            if watch.next_revision < compacted:
+                self.remove(watch)
+                watch.sink.cancelled(watch, compacted)
+            elif watch.next_revision > self.revision:
+                self._displace(watch)
+                self._place(watch)
+            else:
+                behind.append(watch)
+        near = self._loop_revisions_max
+        first = 0
+        self._near_first = not self._near_first
+        if self._near_first:
+            first = next((n for n, watch in enumerate(behind) if self.revision - watch.next_revision < near), 0)
+        return [watch for watch in behind[first:] if 0 <= watch.next_revision - behind[first].next_revision < near]
 
     def _catch_up(self) -> None:
-        if self._closed:
+        """Have the next chunk read."""
+        watches = self._whose_turn()
+        if not watches:
             return
-        compacted = self._machine.compact_revision
-        for watch in [watch for watch in self._behind if watch.next_revision < compacted]:
-            self.remove(watch)
-            watch.sink.cancelled(watch, compacted)
-        for watch in [watch for watch in self._behind if watch.next_revision > self.revision]:
-            self._displace(watch)
-            self._place(watch)
-        if not self._behind:
-            return
-        plan = Plan(list(self._behind), self._loop_revisions_max)
+        plan = Plan(watches, self._loop_revisions_max)
+        self._pace.spend(CHUNK_COST_BYTES)
         if self.revision - plan.first < self._loop_revisions_max:
-            self._found(plan, plan.read(self._machine.reader()))
+            self._chunk = Chunk(plan, plan.read(self._machine.reader()))
             return
-        plan = Plan(plan.watches, APART_REVISIONS_MAX)
+        plan = Plan(watches, APART_REVISIONS_MAX)
         try:
             job = self._apart(plan.read)
         except Stopping:
+            self._closed = True  # there is nobody who reads
             return
         self._reading = True
         job.add_done_callback(lambda done: self._loop.call_soon_threadsafe(self._read_apart, plan, done))
@@ -469,67 +375,28 @@ class WatchHub:
         if self._closed or job.cancelled():
             return
         try:
-            self._found(plan, job.result())
+            self._chunk = Chunk(plan, job.result())
         except Stopping:
             return
         except Exception as fault:  # noqa: BLE001 - as above
             self._fatal(fault)
-
-    def _found(self, plan: Plan, found: Found) -> None:
-        """Deliver a chunk. Watches may have come, gone and stopped since it was planned, but none has moved forward."""
-        wanted: dict[Watch, list[Change]] = {}
-        for change, watches in found.changes:
-            for watch in watches:
-                if watch.state is State.BEHIND and change.revision >= watch.next_revision and watch.wants(change.event):
-                    wanted.setdefault(watch, []).append(change)
-        for watch, changes in wanted.items():
-            self._deliver(watch, changes, found.last)
-        for watch in plan.watches:
-            if watch.state is State.BEHIND:
-                watch.next_revision = max(watch.next_revision, found.last + 1)
-                if watch.next_revision > self.revision:
-                    self._displace(watch)
-                    self._place(watch)
+            return
         self._schedule()
 
-
-def prefix_of(key: bytes, stop: bytes | None) -> bytes | None:
-    """The prefix that exactly the keys in [key, stop) have; None where there is none."""
-    if stop is None:
-        return b"" if key in (b"", b"\0") else None
-    stem = key.rstrip(b"\xff")
-    if stem and stop == stem[:-1] + bytes((stem[-1] + 1,)):
-        return key
-    return None
-
-
-def prefix_end(prefix: bytes) -> bytes:
-    """The `range_end` that makes a range of all keys with this prefix."""
-    stem = prefix.rstrip(b"\xff")
-    return stem[:-1] + bytes((stem[-1] + 1,)) if stem else b"\0"
-
-
-def varint(number: int) -> bytes:
-    """A number as protobuf writes it; a negative one as 64 bits."""
-    number &= 0xFFFF_FFFF_FFFF_FFFF
-    out = bytearray()
-    while number > 0x7F:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    out.append(number)
-    return bytes(out)
-
-
-def _framed(event: Event) -> bytes:
-    raw = event.SerializeToString()
-    return _EVENTS_TAG + varint(len(raw)) + raw
-
-
-def _drop(places: dict[Any, dict[Watch, None]], place: object, watch: Watch) -> bool:
-    """Take a watch out of its place; whether that was its last one."""
-    watches = places[place]
-    del watches[watch]
-    if watches:
-        return False
-    del places[place]
-    return True
+    def _hand_out(self, chunk: Chunk) -> None:
+        """Deliver a slice. Watches may have come, gone and stopped since the chunk was planned, but none of those that
+        are behind has moved forward."""
+        pace = self._pace
+        while chunk.waiting and not pace.is_spent():
+            watch = chunk.waiting.popleft()
+            if watch.state is not State.BEHIND:
+                continue
+            changes = chunk.found.of(watch)
+            if changes:
+                pace.spend(self._deliver(watch, changes, chunk.found.last))
+            if watch in self._behind and watch.next_revision <= chunk.found.last:
+                watch.next_revision = chunk.found.last + 1
+                self._displace(watch)
+                self._place(watch)  # where it is behind still, that is the end of the queue
+        if not chunk.waiting:
+            self._chunk = None

@@ -17,7 +17,8 @@ from typing import Self
 
 from raftkv._pb.watch_pb2 import WatchResponse
 from raftkv.server.errors import Stopping
-from raftkv.server.watch import BUFFERED_BYTES_MAX, Change, Watch, WatchHub, varint
+from raftkv.server.watch import BUFFERED_BYTES_MAX, Watch, WatchHub
+from raftkv.server.watch_changes import Change, varint
 
 STREAM_BYTES_MAX = 256 * 1024
 LISTENER_BYTES_MAX = 256 * 1024
@@ -78,9 +79,10 @@ class StreamBuffer:
     # The hub's side.
 
     def room(self) -> int:
-        if not self.bytes:
-            return self._bytes_max
-        return min(self._bytes_max - self.bytes, BUFFERED_BYTES_MAX - self._hub.buffered_bytes)
+        left = BUFFERED_BYTES_MAX - self._hub.buffered_bytes
+        if not self.bytes:  # whoever reads gets on, however much those hold who do not: by a response at a time
+            left = max(left, RESPONSE_BYTES_MAX)
+        return min(self._bytes_max - self.bytes, left)
 
     def take(self, watch: Watch, changes: Sequence[Change], through: int) -> None:
         prev_kv = watch.prev_kv
@@ -186,7 +188,11 @@ class StreamBuffer:
             await self._drained.wait()
 
     def end(self) -> None:
-        """Nothing will be added; `wait` waits no more."""
+        """Nothing will be added, the watches have ended; what is queued is still sent, and `wait` waits no more."""
+        for watch in self.ids:
+            self._hub.remove(watch)
+        self.ids.clear()
+        self._open.clear()
         self._ended = True
         self._changed.set()
 
@@ -197,14 +203,10 @@ class StreamBuffer:
 
     def close(self) -> None:
         """Forget everything, in the hub too."""
-        for watch in list(self.ids):
-            self._hub.remove(watch)
-        self.ids.clear()
+        self.end()
         self._queue.clear()
-        self._open.clear()
         self._hub.buffered_bytes -= self.bytes
         self.bytes = 0
-        self.end()
 
     def _count(self, size: int) -> None:
         self.bytes += size

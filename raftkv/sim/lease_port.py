@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from raftkv.raft.types import NodeId
 from raftkv.replica.effects import PeerMessage
 from raftkv.replica.proposals import Pending
+from raftkv.replica.reads import WaitingRead
 from raftkv.server.asks import LeaseAnswer, LeaseAsk
 from raftkv.server.lessor import LeaseLeft
 from raftkv.sim.clock import TICK
@@ -74,7 +75,7 @@ class SimPort:
 
     def command(self, kind: CommandKind, payload: bytes, then: Then) -> None:
         waiting = Waiting(then)
-        self._limit(waiting, self._node.replica.propose(kind, payload, waiting))
+        self._limit(waiting, self._node.replica.propose(kind, payload, waiting, leading=True))
 
     def confirm(self, then: Callable[[], None]) -> None:
         def confirmed(result: Result | None) -> None:
@@ -82,20 +83,18 @@ class SimPort:
                 then()
 
         waiting = Waiting(confirmed)
-        self._node.replica.read(waiting)
-        self._limit(waiting, None)
+        self._limit(waiting, self._node.replica.read(waiting))
 
     def tell(self, ticket: object, left: LeaseLeft) -> None:
         assert isinstance(ticket, Operation)
         self._node.renewed(ticket, left)
 
-    def _limit(self, waiting: Waiting, pending: Pending | None) -> None:
+    def _limit(self, waiting: Waiting, pending: Pending | WaitingRead) -> None:
         node = self._node
 
         def give_up() -> None:
             if node.life == self._life and waiting.then is not None:
-                if pending is not None:
-                    node.replica.abandon(pending)
+                node.replica.abandon(pending)
                 waiting.end(None)
 
         node.after(self.TIMEOUT_TICKS * TICK, give_up)

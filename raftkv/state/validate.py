@@ -22,6 +22,7 @@ from raftkv._pb.kv_pb2 import (
 )
 from raftkv._pb.lease_pb2 import LeaseGrantRequest
 from raftkv._pb.state_pb2 import SessionOpen
+from raftkv._pb.watch_pb2 import WatchCreateRequest
 from raftkv.state.keys import span
 from raftkv.state.leases import TTL_MS_MAX, TTL_S_MAX
 from raftkv.state.sessions import CALLABLE
@@ -108,6 +109,15 @@ def check_range(request: RangeRequest, limits: RequestLimits = DEFAULT_LIMITS) -
     _check_key(request.key, request.range_end, limits)
     if not (0 <= request.sort_order <= RangeRequest.DESCEND and 0 <= request.sort_target <= RangeRequest.VALUE):
         raise InvalidRequest(InvalidCode.INVALID_SORT_OPTION, "sort_order, sort_target")
+
+
+def check_watch(request: WatchCreateRequest, limits: RequestLimits = DEFAULT_LIMITS) -> None:
+    """Check the size of what is to be watched, which is kept for as long as the watch; an empty key is "\\0".
+
+    Raises:
+        InvalidRequest: KEY_TOO_LARGE.
+    """
+    _check_key(request.key or b"\0", request.range_end, limits)
 
 
 def check_put(request: PutRequest, limits: RequestLimits = DEFAULT_LIMITS) -> None:

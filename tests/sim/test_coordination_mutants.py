@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from raftkv.replica.replica import Replica
 from raftkv.server.leasing import Leasing
 from raftkv.server.lessor import LeaseLeft, Lessor, _Live
 from raftkv.sim.clients import _Client
@@ -58,7 +59,7 @@ def renewals_are_told_without_a_round(patch: pytest.MonkeyPatch) -> None:
 
 
 def renewals_are_not_remembered(patch: pytest.MonkeyPatch) -> None:
-    """L2"""
+    """L2 L5"""
     patch.setattr(_Live, "renew", lambda self, now: None)
 
 
@@ -102,6 +103,9 @@ def expiry_counts_in_any_term(patch: pytest.MonkeyPatch) -> None:
         return original(self, overlay, request, request.proposer_term)
 
     patch.setattr(Leases, "expire", expire)
+    # And what a deposed leader says of leases goes to the next one, as what clients want does.
+    propose = Replica.propose
+    patch.setattr(Replica, "propose", lambda self, *args, leading=False: propose(self, *args))
 
 
 def guards_are_not_looked_at(patch: pytest.MonkeyPatch) -> None:

@@ -116,6 +116,7 @@ def test_fields_of_our_own_start_at_100() -> None:
             "LockRequest.fence",
             "LockResponse.fence",
             "UnlockRequest.fence",
+            "UnlockResponse.released",
         ),
         100,
     )

@@ -40,8 +40,11 @@ class Services:
         """By "raftkv.v1.Service/Method": what became of the calls."""
         quota = Quota(node)
         kv = KV(node, self._reads, quota)
-        lease = Lease(node, quota)
+        lease = Lease(node, quota, self._reads)
         self._candidates = Candidates(node, self._reads, quota, self.watches)
+        self.waiters = self._candidates.waiters
+        election = Election(node, self._candidates)
+        self.observers = election.observers
         every: tuple[Service, ...] = (
             kv.service(),
             lease.service(),
@@ -50,7 +53,7 @@ class Services:
             Maintenance(node, self._reads).service(),
             Watch(node, self.watches).service(),
             Lock(node, self._candidates).service(),
-            Election(node, self._candidates).service(),
+            election.service(),
         )
         for service in every:
             registry.add(server, service)

@@ -6,6 +6,7 @@ does: in etcd a campaign can win with a lease that has ended.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncGenerator
 
 from raftkv._pb.common_pb2 import Event, KeyValue
@@ -20,11 +21,16 @@ from raftkv._pb.election_pb2 import (
     ResignResponse,
 )
 from raftkv.server.errors import LeaderNotGiven, NobodyElected, NotElected
+from raftkv.server.limits import Inflight
 from raftkv.server.services.candidates import Candidates, Gone
 from raftkv.server.services.contract import Node, fill_header
 from raftkv.server.services.registry import Context, Method, Service, deadline_of
-from raftkv.server.watch import prefix_end
+from raftkv.server.watch_matching import prefix_end
 from raftkv.server.watch_stream import HistoryGone
+
+OBSERVERS_MAX = 10_000
+OBSERVER_BYTES_MAX = 16 * 1024 * 1024
+"""Streams of `Observe`, and the bytes of their requests, on a node: they last, so they do not count as in flight."""
 
 
 class Election:
@@ -33,6 +39,7 @@ class Election:
     def __init__(self, node: Node, candidates: Candidates) -> None:
         self._node = node
         self._candidates = candidates
+        self.observers = Inflight(OBSERVERS_MAX, OBSERVER_BYTES_MAX, "election_observers")
 
     def service(self) -> Service:
         """All of it, to be registered."""
@@ -51,7 +58,8 @@ class Election:
         """Answer when elected."""
         request = CampaignRequest.FromString(raw)
         try:
-            held = await self._candidates.hold(request.name, request.lease, request.value, deadline_of(context))
+            with self._candidates.waiters.during(len(raw)):
+                held = await self._candidates.hold(request.name, request.lease, request.value, deadline_of(context))
         except Gone:
             raise NotElected from None
         response = CampaignResponse()
@@ -80,7 +88,7 @@ class Election:
     async def leader(self, raw: bytes, context: Context) -> bytes:
         """Who leads now."""
         request = LeaderRequest.FromString(raw)
-        kv, revision = await self._candidates.first(request.name, deadline_of(context))
+        kv, revision = await self._candidates.first(request.name, deadline_of(context), patient=False)
         if kv is None:
             raise NobodyElected
         return self._told(kv, revision)
@@ -88,10 +96,15 @@ class Election:
     async def observe(self, raw: bytes, context: Context) -> AsyncGenerator[bytes, None]:
         """Who leads now, what he proclaims, and everyone who leads after him."""
         request = LeaderRequest.FromString(raw)
-        prefix = request.name + b"/"
-        deadline = deadline_of(context)
+        with self.observers.during(len(raw)):
+            async with contextlib.aclosing(self._observe(request.name, deadline_of(context))) as leaders:
+                async for told in leaders:
+                    yield told
+
+    async def _observe(self, name: bytes, deadline: float | None) -> AsyncGenerator[bytes, None]:
+        prefix = name + b"/"
         while True:
-            kv, revision = await self._candidates.first(request.name, deadline)
+            kv, revision = await self._candidates.first(name, deadline, patient=True)
             with self._candidates.listen() as listener:
                 try:
                     if kv is None:
@@ -113,7 +126,7 @@ class Election:
             raise LeaderNotGiven
         leader = request.leader
         response = ResignResponse()
-        response.header.revision = await self._candidates.release(leader.key, leader.rev or -1, deadline_of(context))
+        _, response.header.revision = await self._candidates.release(leader.key, leader.rev or -1, deadline_of(context))
         fill_header(self._node, response.header)
         return response.SerializeToString()
 

@@ -7,7 +7,7 @@ holder.
 from __future__ import annotations
 
 from raftkv._pb.lock_pb2 import LockRequest, LockResponse, UnlockRequest, UnlockResponse
-from raftkv.server.errors import WaiterExpired
+from raftkv.server.errors import InvalidField, WaiterExpired
 from raftkv.server.services.candidates import Candidates, Gone
 from raftkv.server.services.contract import Node, fill_header
 from raftkv.server.services.registry import Context, Method, Service, deadline_of
@@ -33,12 +33,16 @@ class Lock:
     async def lock(self, raw: bytes, context: Context) -> bytes:
         """Answer when the lock is held."""
         request = LockRequest.FromString(raw)
+        _check_fence(request.fence)
+        if request.fence and request.lease <= 0:
+            raise InvalidField("lease", f"{request.lease} is no lease, and a key with a fence belongs to one")
         name, lease, deadline = request.name, request.lease, deadline_of(context)
         try:
-            if request.fence:
-                held = await self._candidates.await_turn(name, lease, request.fence, deadline)
-            else:
-                held = await self._candidates.hold(name, lease, None, deadline)
+            with self._candidates.waiters.during(len(raw)):
+                if request.fence:
+                    held = await self._candidates.await_turn(name, lease, request.fence, deadline)
+                else:
+                    held = await self._candidates.hold(name, lease, None, deadline)
         except Gone:
             raise WaiterExpired from None
         response = LockResponse(key=held.key, fence=held.create_revision)
@@ -47,9 +51,16 @@ class Lock:
         return response.SerializeToString()
 
     async def unlock(self, raw: bytes, context: Context) -> bytes:
-        """Release; what is not held (any more) is no error."""
+        """Release; what is not held (any more) is no error, but `released` says so."""
         request = UnlockRequest.FromString(raw)
-        response = UnlockResponse()
-        response.header.revision = await self._candidates.release(request.key, request.fence, deadline_of(context))
+        _check_fence(request.fence)
+        released, revision = await self._candidates.release(request.key, request.fence, deadline_of(context))
+        response = UnlockResponse(released=released)
+        response.header.revision = revision
         fill_header(self._node, response.header)
         return response.SerializeToString()
+
+
+def _check_fence(fence: int) -> None:
+    if fence < 0:
+        raise InvalidField("fence", f"{fence} is no token, which are above 0")

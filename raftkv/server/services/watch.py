@@ -13,12 +13,14 @@ import random
 
 from raftkv._pb.watch_pb2 import WatchCreateRequest, WatchRequest, WatchResponse
 from raftkv.server.errors import TooManyRequests
+from raftkv.server.limits import request_limits
 from raftkv.server.services.contract import Node, fill_header
 from raftkv.server.services.registry import Method, Service, Stream
 from raftkv.server.watch import Watch as Watched
 from raftkv.server.watch import WatchHub
 from raftkv.server.watch_stream import StreamBuffer
 from raftkv.state.keys import span
+from raftkv.state.validate import DEFAULT_LIMITS, InvalidRequest, RequestLimits, check_watch
 
 STREAMS_MAX = 10_000
 WATCHES_MAX = 200_000
@@ -41,6 +43,7 @@ class Watch:
     def __init__(self, node: Node, hub: WatchHub) -> None:
         self._node = node
         self._hub = hub
+        self._limits = request_limits(node.config)
         self._headers: dict[tuple[int, int, int], bytes] = {}
         self.streams = 0
 
@@ -54,7 +57,7 @@ class Watch:
             raise TooManyRequests("watch_streams_max")
         self.streams += 1
         buffer = StreamBuffer(self._hub, self._header)
-        watches = _Watches(self._hub, buffer)
+        watches = _Watches(self._hub, buffer, self._limits)
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(_write(stream, buffer))
@@ -98,7 +101,8 @@ async def _write(stream: Stream, buffer: StreamBuffer) -> None:
 class _Watches:
     """The watches of one stream, by id."""
 
-    def __init__(self, hub: WatchHub, buffer: StreamBuffer) -> None:
+    def __init__(self, hub: WatchHub, buffer: StreamBuffer, limits: RequestLimits = DEFAULT_LIMITS) -> None:
+        self._limits = limits
         self._hub = hub
         self._buffer = buffer
         self._by_id: dict[int, Watched] = {}
@@ -150,6 +154,10 @@ class _Watches:
             self._expect_silence()
 
     def _obstacle(self, request: WatchCreateRequest) -> str:
+        try:
+            check_watch(request, self._limits)
+        except InvalidRequest as fault:
+            return fault.text
         range_end = request.range_end
         if range_end not in (b"", b"\0") and (request.key or b"\0") >= range_end:
             return EMPTY_RANGE
@@ -190,6 +198,8 @@ class _Watches:
         self._timer = None
         for watch_id in sorted(self._notified - self._buffer.reported):
             watch = self._by_id[watch_id]
+            if self._buffer.room() <= 0:
+                break  # the client does not read: it has more to learn from what is there than from this
             if self._hub.has_all(watch) and not self._buffer.has_pending(watch):
                 self._buffer.tell(self._revision(), watch_id=watch_id)
         self._expect_silence()

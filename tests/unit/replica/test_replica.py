@@ -8,7 +8,7 @@ from raftkv.raft.config import RaftConfig
 from raftkv.raft.messages import Append, AppendReply, Heartbeat, InstallSnapshot, ReadIndex, Vote, VoteReply
 from raftkv.raft.types import ConfState, EntryKind, Role, SnapshotMeta
 from raftkv.replica.effects import Forward, PeerMessage
-from raftkv.replica.replica import Replica
+from raftkv.replica.replica import FORGET_TICKS, Replica
 from raftkv.state.commands import Command, decode_batch
 from tests.unit.replica import nodes
 from tests.unit.replica.nodes import Node, Table
@@ -313,6 +313,49 @@ def test_a_caller_that_has_gone_does_not_hold_up_the_others(three: Table) -> Non
     assert follower.answered() == [b"b"]
 
 
+# What a leader proposes by itself.
+
+
+def test_what_a_leader_says_of_leases_goes_before_what_clients_want(three: Table) -> None:
+    leader = three[1]
+    three[2].propose(b"forwarded")
+    three[2].work()
+    three.deliver(Forward)
+    leader.propose(b"own")
+    leader.replica.propose(1, b"a lease has ended", "ended", leading=True)
+    leader.replica.propose(1, b"and another", "another", leading=True)
+    three.settle()
+    assert leader.payloads() == [[b"a lease has ended", b"and another", b"forwarded", b"own"]]
+    assert leader.answered() == ["ended", "another", b"own"]
+
+
+def test_what_a_leader_says_of_leases_is_forwarded_by_nobody(three: Table) -> None:
+    """Whoever lost his office without knowing it, and says it then; clients' commands do go to the next leader."""
+    three.cut = {1}
+    three[1].replica.propose(1, b"sent", "sent", leading=True)
+    three[1].propose(b"client's, sent")
+    three[1].work()
+    three[1].replica.propose(1, b"queued", "queued", leading=True)
+    three[1].propose(b"client's, queued")
+    three[1].work()
+    three.tick(30)
+    three.elect(2)
+    three[2].propose(b"of the next leader")
+    three.settle()
+    three.cut = set()
+    three.tick(5)
+    assert three[1].raft.leader == 2
+    done = [payload for payloads in three[2].payloads() for payload in payloads]
+    assert sorted(done) == [b"client's, queued", b"client's, sent", b"of the next leader"]
+    assert three[1].unknown == ["queued", "sent"]
+    assert three[1].answered() == [b"client's, queued", b"client's, sent"]
+    assert three[1].replica.waiting == 0
+    three[1].replica.propose(1, b"by a follower", "never", leading=True)
+    three.tick(5)
+    assert three[1].forwards() == []
+    assert three[1].replica.waiting == 0
+
+
 def test_a_restarted_node_takes_no_answers_of_its_earlier_life(three: Table) -> None:
     follower = three[3]
     follower.propose(b"a")
@@ -391,6 +434,33 @@ def test_a_read_without_a_leader_waits_for_one() -> None:
     table.elect(1)
     table.tick(2)
     assert table[2].reads == ["r"]
+
+
+def test_without_a_leader_those_who_come_and_go_leave_nothing() -> None:
+    table = Table(3)
+    replica = table[2].replica
+    for number in range(1000):
+        replica.abandon(replica.read(number))
+        replica.abandon(replica.propose(1, b"x", number))
+        table[2].turn()
+    replica.read("r")
+    for _ in range(FORGET_TICKS):
+        replica.tick()
+    assert replica.waiting == 1
+    table.elect(1)
+    table.tick(2)
+    assert table[2].reads == ["r"]
+
+
+def test_a_leader_without_a_quorum_keeps_no_reads_of_those_who_have_gone(three: Table) -> None:
+    three.cut = {2, 3}
+    replica = three[1].replica
+    for number in range(FORGET_TICKS):
+        replica.abandon(replica.read(number))
+        three[1].turn()
+    for _ in range(FORGET_TICKS):
+        replica.tick()
+    assert replica.waiting == 0
 
 
 def test_a_leader_that_is_cut_off_serves_no_read(three: Table) -> None:

@@ -89,3 +89,19 @@ def test_without_a_leader_reads_wait(asked: Asked) -> None:
     (context,) = asked.ask()
     asked.reads.confirmed(context, 0)
     assert asked.served(0) == ["a"]
+
+
+def test_a_read_that_is_abandoned_is_served_to_nobody_and_forgotten_wherever_it_is(asked: Asked) -> None:
+    reads = [asked.reads.add(ticket) for ticket in "abcdef"]
+    (first,) = asked.ask()
+    asked.reads.confirmed(first, 9)
+    reads += [asked.reads.add(ticket) for ticket in "gh"]
+    asked.ask()
+    reads += [asked.reads.add(ticket) for ticket in "ij"]
+    for read in reads[::2]:
+        read.abandoned = True
+    assert len(asked.reads) == 10
+    asked.reads.forget_abandoned()
+    assert len(asked.reads) == 5
+    reads[1].abandoned = True
+    assert asked.served(9) == ["d", "f"]

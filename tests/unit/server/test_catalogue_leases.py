@@ -120,9 +120,22 @@ class Node:
         self.machine = StateMachine(MemoryStore())
         self.leader = 0
         self.term = 0
+        self.deaf_until = 0.0
         self._world = world
         self._waiting: list[tuple[int, Then]] = []  # by index, in the order of the log
         self.leasing = Leasing(self, lambda: world.now, 1 << 40, lambda ticket: False)
+
+    def restart(self) -> None:
+        """All that is not stored is lost."""
+        assert isinstance(self.machine.store, MemoryStore)
+        self.machine = StateMachine(self.machine.store.copy())
+        self.leasing = Leasing(self, lambda: self._world.now, 1 << 40, lambda ticket: False)
+
+    def install(self) -> None:
+        """A snapshot takes the place of the state; what lies between is not heard of."""
+        assert isinstance(self._world.state.store, MemoryStore)
+        if not self.leads_truly() and self.machine.applied_index < self._world.state.applied_index:
+            self.machine = StateMachine(self._world.state.store.copy())
 
     def leads_truly(self) -> bool:
         return self.leader == self.node_id and self.term == self._world.term
@@ -147,7 +160,7 @@ class Node:
 
     def tick(self) -> None:
         world = self._world
-        if self.leads_truly() or world.rng.random() < 0.3:
+        if self.leads_truly() or (world.rng.random() < 0.3 and world.now >= self.deaf_until):
             behind = len(world.log) - self.machine.applied_index
             self.apply_to(len(world.log) - (world.rng.randrange(behind + 1) if behind else 0))
         self.leasing.tick()
@@ -194,6 +207,17 @@ class Node:
             safe[lease] = max(safe[lease], sent + left.remaining_ms / 1000)
 
 
+def disturb(node: Node) -> None:
+    """A restart, or a node that falls behind and gets a snapshot."""
+    world = node._world
+    choice = world.rng.random()
+    if choice < 0.3:
+        node.restart()
+    else:
+        node.deaf_until = world.now + world.rng.choice((3.0, 12.0, 25.0))
+        world.under_way.append((node.deaf_until, node.install))
+
+
 def no_lease_ends_early_and_none_that_is_gone_is_renewed() -> None:
     """Rows 66 and 67, L2 and L3: while leaders are deposed without knowing it."""
     for seed in range(12):
@@ -212,7 +236,11 @@ def no_lease_ends_early_and_none_that_is_gone_is_renewed() -> None:
                 gone = kept.pop(0)
                 for node_id in NODES:
                     world.keep_alive(node_id, gone)
-            elif choice < 0.075:
+            elif choice < 0.08:
+                node = world.nodes[rng.choice(NODES)]
+                if not node.leads_truly():
+                    disturb(node)
+            elif choice < 0.095:
                 world.elect(rng.choice([each for each in NODES if not world.nodes[each].leads_truly()]))
             if step % 5 == 0:
                 for lease in [each for each in kept if each not in world.ended]:
@@ -225,9 +253,11 @@ def no_lease_ends_early_and_none_that_is_gone_is_renewed() -> None:
 
 
 def leases_end_however_often_leaders_change() -> None:
-    """Row 68, L4: nobody renews, and no leader stays for as long as the lease may live."""
-    for every_s, ttl_s in ((13, 24), (7, 12), (31, 60), (20, 30)):
-        world = World(every_s)
+    """Row 68, L4: nobody renews, and no leader stays for as long as the lease may live; some for moments only."""
+    long = ((13, 24), (7, 12), (31, 60), (20, 30))
+    short = ((4, 24), (3, 5), (1, 5), (1, 2), (0.8, 20), (2, 60), (25, 3600))
+    for seed, (every_s, ttl_s) in enumerate(long + short):
+        world = World(seed)
         world.grant(1, ttl_s)
         while 1 not in world.ended:
             assert world.now - world.born[1] < 3 * ttl_s, f"still there after three times {ttl_s} s"
@@ -297,6 +327,11 @@ def does_not_hear_of_revokes(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Lessor, "applied", applied)
 
 
+def remembers_what_another_state_has_replaced(patch: pytest.MonkeyPatch) -> None:
+    """A checkpoint, undone and made anew while a node heard nothing, and which then gets a snapshot."""
+    patch.setattr(Lessor, "restored", lambda self: None)
+
+
 def never_checkpoints(patch: pytest.MonkeyPatch) -> None:
     """M-68: each leader gives each lease its whole time."""
     patch.setattr(Lessor, "_checkpoint", lambda self, now, work: None)
@@ -304,19 +339,39 @@ def never_checkpoints(patch: pytest.MonkeyPatch) -> None:
 
 def does_not_look_at_checkpoints(patch: pytest.MonkeyPatch) -> None:
     """M-68: they are written, and nobody reads them."""
-    original = Lessor._touch
+    original = Lessor._begin
 
-    def touch(self: Lessor, lease: int, since: float) -> Any:
-        records, whole = self._records, dict(self._records)
-        if lease in whole:
-            whole[lease] = LeaseRecord(whole[lease].ttl_ms, 0)
-        self._records = whole
-        try:
-            return original(self, lease, since)
-        finally:
-            self._records = records
+    def begin(self: Lessor, lease: int, record: LeaseRecord, since: float, *, soon: bool) -> Any:
+        return original(self, lease, LeaseRecord(record.ttl_ms, 0), self._clock(), soon=soon)
 
-    patch.setattr(Lessor, "_touch", touch)
+    patch.setattr(Lessor, "_begin", begin)
+
+
+def waits_with_checkpoints_whoever_led_before(patch: pytest.MonkeyPatch) -> None:
+    """Then there are none while no leader stays for long."""
+    original = Lessor._begin
+
+    def begin(self: Lessor, lease: int, record: LeaseRecord, since: float, *, soon: bool) -> Any:
+        return original(self, lease, record, since, soon=False)
+
+    patch.setattr(Lessor, "_begin", begin)
+
+
+def time_does_not_run_while_others_lead(patch: pytest.MonkeyPatch) -> None:
+    """Each leader begins with what the last checkpoint has left, and none stays until the next."""
+    patch.setattr(Lessor, "heard", lambda self, term, events, leases: setattr(self, "_reign_s", 0.0))
+
+
+def remembers_checkpoints_that_were_undone(patch: pytest.MonkeyPatch) -> None:
+    """The time of a lease runs on from a checkpoint of long ago."""
+    original = Lessor.heard
+
+    def heard(self: Lessor, term: int, events: list[LeaseEvent], leases: Mapping[int, LeaseRecord]) -> None:
+        before = dict(self._noted)
+        original(self, term, events, leases)
+        self._noted = self._noted | before
+
+    patch.setattr(Lessor, "heard", heard)
 
 
 def forgets_checkpoints_with_each_leader(patch: pytest.MonkeyPatch) -> None:
@@ -354,6 +409,10 @@ MUTANTS: list[tuple[Patch, Check]] = [
     (tells_before_the_checkpoint_is_undone, no_lease_ends_early_and_none_that_is_gone_is_renewed),
     (counts_from_before_it_won, no_lease_ends_early_and_none_that_is_gone_is_renewed),
     (does_not_hear_of_revokes, no_lease_ends_early_and_none_that_is_gone_is_renewed),
+    (remembers_what_another_state_has_replaced, no_lease_ends_early_and_none_that_is_gone_is_renewed),
+    (remembers_checkpoints_that_were_undone, no_lease_ends_early_and_none_that_is_gone_is_renewed),
+    (waits_with_checkpoints_whoever_led_before, leases_end_however_often_leaders_change),
+    (time_does_not_run_while_others_lead, leases_end_however_often_leaders_change),
     (never_checkpoints, leases_end_however_often_leaders_change),
     (does_not_look_at_checkpoints, leases_end_however_often_leaders_change),
     (forgets_checkpoints_with_each_leader, leases_end_however_often_leaders_change),

@@ -199,7 +199,7 @@ def does_not_look_at_its_own_key(patch: pytest.MonkeyPatch) -> None:
         try:
             return await original(self, name, key, created, lease, deadline)
         except Gone:
-            return Held(key, created, lease, created)
+            return Held(key, created, lease, created, created)
 
     patch.setattr(Candidates, "_wait", wait)
 
@@ -217,7 +217,7 @@ def unlocks_whoever_holds(patch: pytest.MonkeyPatch) -> None:
     """M-71: as etcd, which deletes the key, whoever has made it."""
     original = Candidates.release
 
-    async def release(self: Candidates, key: bytes, create_revision: int, deadline: float | None) -> int:
+    async def release(self: Candidates, key: bytes, create_revision: int, deadline: float | None) -> tuple[bool, int]:
         return await original(self, key, 0, deadline)
 
     patch.setattr(Candidates, "release", release)

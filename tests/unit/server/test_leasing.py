@@ -9,7 +9,7 @@ import pytest
 from raftkv._pb.lease_pb2 import LeaseGrantRequest, LeaseRevokeRequest
 from raftkv._pb.state_pb2 import LeaseCheckpoints, LeaseExpire, SessionExpire, SessionOpen, SessionOpened
 from raftkv.server.asks import ASK_LEASES_MAX, LeaseAnswer, LeaseAsk, LeaseAsks
-from raftkv.server.leasing import GATHER_TICKS, RETRY_TICKS, Leasing
+from raftkv.server.leasing import FORGET_TICKS, GATHER_TICKS, RETRY_TICKS, Leasing
 from raftkv.server.lessor import LeaseLeft
 from raftkv.state.commands import Command, CommandKind, Group
 from raftkv.state.machine import StateMachine
@@ -309,7 +309,8 @@ def test_what_runs_out_is_proposed_in_the_name_of_the_term() -> None:
     node.lead(term=3)
     node.grant(7, 2)
     node.work(3)
-    ((kind, payload, _),) = node.commands
+    *checkpoints, (kind, payload, _) = node.commands
+    assert {each for each, _, _ in checkpoints} == {CommandKind.LEASE_CHECKPOINT}
     assert kind is CommandKind.LEASE_EXPIRE
     assert LeaseExpire.FromString(payload) == LeaseExpire(proposer_term=3, ids=[7])
     node.commit()
@@ -323,7 +324,7 @@ def test_a_proposal_that_came_to_nothing_is_made_again() -> None:
     node.lead()
     node.grant(7, 2)
     node.work(3)
-    ((_, _, then),) = node.commands
+    _, _, then = node.commands[-1]
     node.commands.clear()
     then(None)
     node.work(0.5)
@@ -401,3 +402,17 @@ def test_a_revoked_lease_is_not_told_alive() -> None:
     node.apply(CommandKind.LEASE_REVOKE, LeaseRevokeRequest(ID=7).SerializeToString())
     node.confirm_all()
     assert node.told == [("a", LeaseLeft(7, 0, 0))]
+
+
+@pytest.mark.parametrize("leader", [0, 2], ids=["no leader", "a leader that is silent"])
+def test_those_who_come_and_go_leave_nothing(leader: int) -> None:
+    node = Node(1)
+    node.leader = leader
+    for number in range(1000):
+        node.leasing.ask(7, ticket := f"ticket {number}", renew=True)
+        node.leasing.turn()
+        node.gone.add(ticket)
+    node.leasing.ask(7, "the last", renew=True)
+    for _ in range(FORGET_TICKS):
+        node.leasing.tick()
+    assert node.leasing.asks == 1

@@ -24,9 +24,15 @@ class Bench:
         self.sessions: dict[int, int] = {}
         self.keys: dict[int, int] = {}
         self.lessor = Lessor(lambda: self.now)
+        self.now += 2_000.0  # nobody has led for so short a time
 
     def lead(self, term: int = 1) -> None:
+        self.lessor.heard(term, [], self.leases)
         self.lessor.lead(term, self.leases, self.sessions)
+
+    def follow(self, term: int) -> None:
+        self.lessor.heard(term, [], self.leases)
+        self.lessor.follow()
 
     def grant(self, lease: int, ttl_s: float) -> None:
         self.leases[lease] = LeaseRecord(int(ttl_s * 1000), 0)
@@ -53,6 +59,7 @@ class Bench:
                 self.remove(lease)
             for lease, left_ms in work.checkpoints:
                 self.leases[lease] = LeaseRecord(self.leases[lease].ttl_ms, left_ms)
+                self.lessor.heard(self.lessor.term, [(LeaseChange.CHECKPOINTED, lease)], self.leases)
             for session in work.ended_sessions:
                 del self.sessions[session]
                 self.lessor.applied([], [(SessionChange.EXPIRED, session)])
@@ -240,11 +247,79 @@ def test_leases_with_many_keys_end_one_by_one(bench: Bench) -> None:
 
 def test_checkpoints_keep_to_their_rate(bench: Bench) -> None:
     bench.lead()
-    for lease in range(1, 1_001):
+    for lease in range(1, 5_001):
         bench.grant(lease, 100)
     assert bench.pass_time(49).checkpoints == []
-    assert len(bench.pass_time(3).checkpoints) <= 2 * module.CHECKPOINTS_A_SECOND + 10
-    assert len(bench.pass_time(20).checkpoints) >= 800
+    assert len(bench.pass_time(3).checkpoints) <= 2.2 * module.CHECKPOINTS_A_SECOND
+    assert len(bench.pass_time(5).checkpoints) >= 2_700
+
+
+def test_a_checkpoint_runs_on_every_node_whoever_leads(bench: Bench) -> None:
+    bench.leases[1] = LeaseRecord(60_000, 0)
+    bench.lead()
+    ((lease, left_ms),) = bench.pass_time(31).checkpoints
+    assert (lease, left_ms) == (1, pytest.approx(29_950, abs=100))
+    for term in range(2, 20):  # none stays for long enough to say it once more
+        bench.follow(term)
+        assert bench.pass_time(1).expired == []
+        bench.lead(term)
+        assert bench.pass_time(0.4).expired == []
+    bench.lead(20)
+    assert bench.pass_time(7).expired == [1]
+
+
+def test_a_new_leader_checkpoints_at_once_what_the_one_before_had_no_time_for(bench: Bench) -> None:
+    bench.leases[1] = LeaseRecord(60_000, 0)
+    bench.lead(1)
+    bench.pass_time(29)
+    bench.lead(2)
+    assert [lease for lease, _ in bench.pass_time(0.5).checkpoints] == [1]
+    bench.leases[2] = LeaseRecord(60_000, 0)
+    bench.pass_time(40)
+    bench.lead(3)
+    bench.leases[3] = LeaseRecord(60_000, 0)
+    bench.lessor.applied([(LeaseChange.GRANTED, 3)], [])
+    assert [lease for lease, _ in bench.pass_time(25).checkpoints if lease != 1] == [], "there had been time"
+
+
+def test_nothing_expires_before_keepalives_that_found_no_leader_are_heard(bench: Bench) -> None:
+    bench.leases[1] = LeaseRecord(5_000, 1_000)
+    bench.follow(1)
+    bench.lessor.heard(1, [(LeaseChange.CHECKPOINTED, 1)], bench.leases)
+    bench.now += 60  # without a leader
+    bench.lead(2)
+    assert bench.pass_time(0.4).expired == []
+    assert bench.lessor.renew(1).granted_ms == 5_000
+    assert bench.pass_time(5).expired == []
+
+
+def test_a_hundred_thousand_leases_that_are_kept_alive_cost_no_checkpoints(bench: Bench) -> None:
+    """But for those of a time in which leaders follow one another fast; and these end with it."""
+    count = 100_000
+    for lease in range(1, count + 1):
+        bench.leases[lease] = LeaseRecord(60_000, 0)
+
+    def keep_alive(seconds: int) -> int:
+        """Each is renewed every twenty seconds."""
+        checkpoints = 0
+        for tenth in range(seconds * 10):
+            bench.now += 0.1
+            work = bench.work()
+            assert not work.expired
+            checkpoints += len(work.checkpoints)
+            for lease in range(1 + tenth % 200, count + 1, 200):
+                bench.lessor.renew(lease)
+        return checkpoints
+
+    bench.lead(1)
+    assert keep_alive(45) == 0
+    bench.lead(2)
+    assert keep_alive(5) == 0
+    bench.lead(3)
+    assert 0 < keep_alive(20) <= 20.2 * module.CHECKPOINTS_A_SECOND
+    assert keep_alive(25) == 0
+    bench.lead(4)
+    assert keep_alive(20) == 0
 
 
 def test_sessions_end_when_they_are_not_used(bench: Bench) -> None:
@@ -292,6 +367,7 @@ def test_no_lease_ends_before_the_time_last_granted(seed: int) -> None:
                 mark = bench.lessor.must_clear(lease)
                 if mark:  # the node undoes the checkpoint before it tells
                     bench.leases[lease] = LeaseRecord(bench.leases[lease].ttl_ms, 0)
+                    bench.lessor.heard(term, [(LeaseChange.CHECKPOINTED, lease)], bench.leases)
                     bench.lessor.cleared({lease: mark})
                 safe_until[lease] = bench.now + bench.leases[lease].ttl_ms / 1000
         elif choice < 0.36:
@@ -305,6 +381,7 @@ def test_no_lease_ends_before_the_time_last_granted(seed: int) -> None:
                 bench.remove(expired)
             for checkpointed, left_ms in work.checkpoints:
                 bench.leases[checkpointed] = LeaseRecord(bench.leases[checkpointed].ttl_ms, left_ms)
+                bench.lessor.heard(term, [(LeaseChange.CHECKPOINTED, checkpointed)], bench.leases)
 
 
 def test_a_hundred_thousand_leases_cost_little(bench: Bench) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import grpc
@@ -14,6 +15,7 @@ from raftkv._pb import kv_pb2
 from raftkv._pb import lease_pb2 as pb
 from raftkv._pb.maintenance_pb2 import CORRUPT, NOSPACE, AlarmRequest
 from raftkv.server.errors import RequestTimeout, TimeoutKind
+from raftkv.server.services import lease as lease_service
 from raftkv.server.services import streams
 from raftkv.state.commands import CommandKind
 from raftkv.state.leases import LeaseRecord
@@ -98,6 +100,43 @@ async def test_impossible_grants(
     if name:
         assert trailers(error)["raftkv-error"] == name
     assert served.node.proposed == []
+
+
+@pytest.mark.parametrize("method", ["LeaseGrant", "LeaseRevoke"])
+async def test_nothing_unknown_gets_into_the_log(served: Served, method: str) -> None:
+    """What a message carries beyond what we know would be kept by every node."""
+    await grant(served, 7)
+    served.node.proposed.clear()
+    request = pb.LeaseGrantRequest(TTL=5) if method == "LeaseGrant" else pb.LeaseRevokeRequest(ID=7)
+    unknown = b"\xfa\x3f"  # of 1023, length-delimited
+    await served.raw(f"/raftkv.v1.Lease/{method}", request.SerializeToString() + unknown + b"\xff\x7f" + bytes(0x3FFF))
+    ((_, proposed),) = served.node.proposed
+    assert len(proposed) < 50
+    error = await failure(served.raw(f"/raftkv.v1.Lease/{method}", unknown + b"\x80\x80\x74" + bytes(0x1D0000)))
+    assert trailers(error)["raftkv-error"] == "REQUEST_TOO_LARGE"
+    assert len(served.node.proposed) == 1
+
+
+async def test_lists_of_any_length_are_not_made_on_the_loop(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[str] = []
+    for name in ("_keys", "_statuses"):
+        original = getattr(lease_service, name)
+
+        def noted(*arguments: object, call: Callable[..., bytes] = original) -> bytes:
+            threads.append(threading.current_thread().name)
+            return call(*arguments)
+
+        monkeypatch.setattr(lease_service, name, noted)
+    await grant(served, 9)
+    await grant(served, 7)
+    await served.kv.Put(kv_pb2.PutRequest(key=b"k", lease=7))
+    told = await served.lease.LeaseLeases(pb.LeaseLeasesRequest())
+    assert [each.ID for each in told.leases] == [7, 9]
+    assert (told.header.revision, told.header.member_id) == (2, served.node.node_id)
+    left = await served.lease.LeaseTimeToLive(pb.LeaseTimeToLiveRequest(ID=7, keys=True))
+    assert (list(left.keys), left.grantedTTL, left.header.revision) == ([b"k"], 60, 2)
+    assert all(name.startswith("raftkv-reads") for name in threads)
+    assert len(threads) == 2
 
 
 async def test_the_longest_lease(served: Served) -> None:

@@ -8,51 +8,14 @@ from typing import Any
 import grpc
 import pytest
 from fake_node import Served, failure, trailers, until
+from lock_calls import campaign, elections, grant, keys, lock, lock_now, locks, revoke, waiting
 
-from raftkv._pb import election_pb2, election_pb2_grpc, kv_pb2, lease_pb2, lock_pb2, lock_pb2_grpc
+from raftkv._pb import election_pb2, kv_pb2, lock_pb2
 from raftkv.server.errors import RequestTimeout
 from raftkv.server.services import candidates
 from raftkv.state.commands import CommandKind
 
 Code = grpc.StatusCode
-
-
-def locks(served: Served) -> lock_pb2_grpc.LockAsyncStub:
-    return lock_pb2_grpc.LockStub(served.channel)
-
-
-def elections(served: Served) -> election_pb2_grpc.ElectionAsyncStub:
-    return election_pb2_grpc.ElectionStub(served.channel)
-
-
-async def grant(served: Served, lease: int) -> int:
-    raw = lease_pb2.LeaseGrantRequest(ID=lease, TTL=60).SerializeToString()
-    await served.node.propose(CommandKind.LEASE_GRANT, raw, None)
-    return lease
-
-
-async def revoke(served: Served, lease: int) -> None:
-    raw = lease_pb2.LeaseRevokeRequest(ID=lease).SerializeToString()
-    await served.node.propose(CommandKind.LEASE_REVOKE, raw, None)
-
-
-def keys(served: Served, prefix: bytes) -> list[bytes]:
-    range_end = prefix[:-1] + bytes((prefix[-1] + 1,))
-    return [kv.key for kv in served.node.machine.range(kv_pb2.RangeRequest(key=prefix, range_end=range_end)).kvs]
-
-
-def lock(served: Served, name: bytes, lease: int, **options: Any) -> asyncio.Future[lock_pb2.LockResponse]:
-    return asyncio.ensure_future(_lock(served, name, lease, **options))
-
-
-async def _lock(served: Served, name: bytes, lease: int, **options: Any) -> lock_pb2.LockResponse:
-    return await locks(served).Lock(lock_pb2.LockRequest(name=name, lease=lease), **options)
-
-
-async def waiting(served: Served, name: bytes, count: int) -> None:
-    """Until so many keys are in the queue and all but the first wait."""
-    await until(lambda: len(served.services.watches) >= 2 * (count - 1))
-    assert len(keys(served, name + b"/")) == count
 
 
 @pytest.mark.parametrize("name", ["raftkv.v1.Lock", "v3lockpb.Lock"])
@@ -69,7 +32,7 @@ async def test_a_free_lock(served: Served, name: str) -> None:
 
 
 async def test_waiters_come_in_their_order_and_fences_rise(served: Served) -> None:
-    holder = await _lock(served, b"l", await grant(served, 1))
+    holder = await lock_now(served, b"l", await grant(served, 1))
     waiters = []
     for number in range(2, 6):
         waiters.append(lock(served, b"l", await grant(served, number)))
@@ -88,7 +51,7 @@ async def test_waiters_come_in_their_order_and_fences_rise(served: Served) -> No
 
 
 async def test_a_waiter_in_the_middle_whose_lease_ends_fails_at_once_and_the_queue_moves_on(served: Served) -> None:
-    holder = await _lock(served, b"l", await grant(served, 1))
+    holder = await lock_now(served, b"l", await grant(served, 1))
     second = lock(served, b"l", await grant(served, 2))
     await waiting(served, b"l", 2)
     third = lock(served, b"l", await grant(served, 3))
@@ -104,7 +67,7 @@ async def test_a_waiter_in_the_middle_whose_lease_ends_fails_at_once_and_the_que
 
 
 async def test_a_holder_whose_lease_ends_makes_room(served: Served) -> None:
-    await _lock(served, b"l", await grant(served, 1))
+    await lock_now(served, b"l", await grant(served, 1))
     second = lock(served, b"l", await grant(served, 2))
     await waiting(served, b"l", 2)
     await revoke(served, 1)
@@ -114,9 +77,9 @@ async def test_a_holder_whose_lease_ends_makes_room(served: Served) -> None:
 async def test_an_unlock_never_removes_a_later_holder(served: Served) -> None:
     """Row 71: a repeated unlock must not take away what the same session has acquired since."""
     await grant(served, 1)
-    first = await _lock(served, b"l", 1)
+    first = await lock_now(served, b"l", 1)
     await locks(served).Unlock(lock_pb2.UnlockRequest(key=first.key, fence=first.fence))
-    second = await _lock(served, b"l", 1)
+    second = await lock_now(served, b"l", 1)
     assert (second.key, second.fence > first.fence) == (first.key, True)
     await locks(served).Unlock(lock_pb2.UnlockRequest(key=first.key, fence=first.fence))
     assert keys(served, b"l/") == [b"l/1"]
@@ -126,24 +89,24 @@ async def test_an_unlock_never_removes_a_later_holder(served: Served) -> None:
 
 
 async def test_no_lease_and_no_such_lease(served: Served) -> None:
-    response = await _lock(served, b"l", 0)
+    response = await lock_now(served, b"l", 0)
     (lease,) = served.node.machine.leases
     assert response.key == b"l/%x" % lease
     assert served.node.machine.leases[lease].ttl_ms == 60_000
-    error = await failure(_lock(served, b"l", 12345))
+    error = await failure(lock_now(served, b"l", 12345))
     assert (error.code(), error.details()) == (Code.NOT_FOUND, "etcdserver: requested lease not found")
     error = await failure(locks(served).Unlock(lock_pb2.UnlockRequest()))
     assert error.details() == "etcdserver: key is not provided"
 
 
 async def test_a_caller_who_goes_takes_his_key_with_him(served: Served) -> None:
-    await _lock(served, b"l", await grant(served, 1))
+    await lock_now(served, b"l", await grant(served, 1))
     second = lock(served, b"l", await grant(served, 2))
     await waiting(served, b"l", 2)
     second.cancel()
     await until(lambda: len(served.services.watches) == 0)
     await until(lambda: keys(served, b"l/") == [b"l/1"])
-    late = await failure(_lock(served, b"l", 2, timeout=0.3))
+    late = await failure(lock_now(served, b"l", 2, timeout=0.3))
     assert late.code() is Code.DEADLINE_EXCEEDED
     await until(lambda: keys(served, b"l/") == [b"l/1"])
 
@@ -161,7 +124,7 @@ async def test_a_caller_who_goes_while_his_key_is_being_made(served: Served) -> 
 
 
 async def test_one_of_two_calls_for_the_same_key_goes(served: Served) -> None:
-    await _lock(served, b"l", await grant(served, 1))
+    await lock_now(served, b"l", await grant(served, 1))
     await grant(served, 2)
     calls = [lock(served, b"l", 2)]
     await waiting(served, b"l", 2)
@@ -234,13 +197,13 @@ async def test_the_turn_is_told_only_after_a_linearizable_look(served: Served, m
 async def test_a_key_that_is_not_bound_to_the_lease_is_no_lock(served: Served) -> None:
     await grant(served, 1)
     await served.node.propose(CommandKind.PUT, kv_pb2.PutRequest(key=b"l/1", value=b"?").SerializeToString(), None)
-    error = await failure(_lock(served, b"l", 1))
+    error = await failure(lock_now(served, b"l", 1))
     assert error.details() == "mutex: session is expired"
 
 
 async def test_a_waiter_outlives_a_time_without_leader(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(candidates, "RETRY_S", 0.01)
-    await _lock(served, b"l", await grant(served, 1))
+    await lock_now(served, b"l", await grant(served, 1))
     second = lock(served, b"l", await grant(served, 2))
     await waiting(served, b"l", 2)
     await revoke(served, 1)
@@ -251,13 +214,13 @@ async def test_a_waiter_outlives_a_time_without_leader(served: Served, monkeypat
     assert (await asyncio.wait_for(second, 5)).key == b"l/2"
 
 
-async def test_waiters_are_bounded_and_end_when_the_node_stops(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(candidates, "WAITERS_MAX", 1)
-    await _lock(served, b"l", await grant(served, 1))
+async def test_waiters_are_bounded_and_end_when_the_node_stops(served: Served) -> None:
+    served.services.waiters.requests_max = 1
+    await lock_now(served, b"l", await grant(served, 1))
     second = lock(served, b"l", await grant(served, 2))
     await waiting(served, b"l", 2)
     assert served.services.inflight.requests == 0
-    error = await failure(_lock(served, b"l", await grant(served, 3)))
+    error = await failure(lock_now(served, b"l", await grant(served, 3)))
     assert error.code() is Code.RESOURCE_EXHAUSTED
     served.services.end_streams()
     error = await failure(asyncio.wait_for(second, 5))
@@ -273,14 +236,14 @@ async def test_an_election(served: Served, name: str) -> None:
     error = await failure(call("Leader", election_pb2.LeaderRequest(name=b"e")))
     assert error.details() == "election: no leader"
     await grant(served, 0x1F)
-    campaign = election_pb2.CampaignRequest(name=b"e", lease=0x1F, value=b"one")
-    won = election_pb2.CampaignResponse.FromString(await call("Campaign", campaign)).leader
+    request = election_pb2.CampaignRequest(name=b"e", lease=0x1F, value=b"one")
+    won = election_pb2.CampaignResponse.FromString(await call("Campaign", request)).leader
     assert (won.name, won.key, won.rev, won.lease) == (b"e", b"e/1f", 2, 0x1F)
     await call("Proclaim", election_pb2.ProclaimRequest(leader=won, value=b"two"))
     told = election_pb2.LeaderResponse.FromString(await call("Leader", election_pb2.LeaderRequest(name=b"e")))
     assert (told.kv.key, told.kv.value, told.kv.lease, told.header.revision) == (b"e/1f", b"two", 0x1F, 3)
-    campaign.value = b"three"  # again, with the same lease: the same key with another value
-    again = election_pb2.CampaignResponse.FromString(await call("Campaign", campaign)).leader
+    request.value = b"three"  # again, with the same lease: the same key with another value
+    again = election_pb2.CampaignResponse.FromString(await call("Campaign", request)).leader
     assert again == won
     told = election_pb2.LeaderResponse.FromString(await call("Leader", election_pb2.LeaderRequest(name=b"e")))
     assert told.kv.value == b"three"
@@ -298,7 +261,7 @@ async def test_a_candidate_whose_lease_ends_does_not_win(served: Served) -> None
         await elections(served).Campaign(election_pb2.CampaignRequest(name=b"e", lease=await grant(served, 1)))
     ).leader
     second = asyncio.ensure_future(
-        _campaign(served, election_pb2.CampaignRequest(name=b"e", lease=await grant(served, 2), value=b"v"))
+        campaign(served, election_pb2.CampaignRequest(name=b"e", lease=await grant(served, 2), value=b"v"))
     )
     await waiting(served, b"e", 2)
     await revoke(served, 2)
@@ -307,22 +270,18 @@ async def test_a_candidate_whose_lease_ends_does_not_win(served: Served) -> None
     assert keys(served, b"e/") == []
 
 
-async def _campaign(served: Served, request: election_pb2.CampaignRequest) -> election_pb2.CampaignResponse:
-    return await elections(served).Campaign(request)
-
-
 async def test_observers_see_every_leader(served: Served) -> None:
     observed = elections(served).Observe(election_pb2.LeaderRequest(name=b"e"))
     seen = aiter(observed)
     following = asyncio.ensure_future(anext(seen))
     await until(lambda: len(served.services.watches) == 1)
-    first = await _campaign(served, election_pb2.CampaignRequest(name=b"e", lease=await grant(served, 1), value=b"one"))
+    first = await campaign(served, election_pb2.CampaignRequest(name=b"e", lease=await grant(served, 1), value=b"one"))
     assert (await asyncio.wait_for(following, 5)).kv.value == b"one"
     await elections(served).Proclaim(election_pb2.ProclaimRequest(leader=first.leader, value=b"one more"))
     told = await asyncio.wait_for(anext(seen), 5)
     assert (told.kv.value, told.header.revision) == (b"one more", told.kv.mod_revision)
     second = asyncio.ensure_future(
-        _campaign(served, election_pb2.CampaignRequest(name=b"e", lease=await grant(served, 2), value=b"two"))
+        campaign(served, election_pb2.CampaignRequest(name=b"e", lease=await grant(served, 2), value=b"two"))
     )
     await waiting(served, b"e", 2)
     await elections(served).Resign(election_pb2.ResignRequest(leader=first.leader))

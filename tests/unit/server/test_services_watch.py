@@ -17,6 +17,7 @@ from raftkv._pb.common_pb2 import Event
 from raftkv._pb.watch_pb2 import WatchRequest, WatchResponse
 from raftkv.server.services import streams
 from raftkv.server.services import watch as watch_service
+from raftkv.server.watch_stream import StreamBuffer
 from raftkv.state.commands import CommandKind
 from raftkv.state.machine import StateMachine
 from raftkv.state.store import MemoryStore
@@ -262,6 +263,34 @@ async def test_half_close_ends_the_stream(served: Served) -> None:
             await stream.next()
         assert await stream.call.code() is Code.OK
     assert not len(served.services.watches)
+
+
+async def test_progress_is_not_piled_up_for_who_does_not_read(served: Served) -> None:
+    header = WatchResponse(header={"revision": 1}).SerializeToString()
+    buffer = StreamBuffer(served.services.watches, lambda revision: header, bytes_max=200)
+    watches = watch_service._Watches(served.services.watches, buffer)
+    watches.handle(WatchRequest(create_request={"key": b"k", "progress_notify": True}))
+    for _ in range(100):  # intervals
+        watches._report()
+    assert buffer.bytes < 250
+    while list(buffer.pop()):
+        pass
+    watches._report()
+    assert buffer.bytes, "as soon as it reads it is told again"
+    watches.close()
+    buffer.close()
+
+
+async def test_keys_are_bounded(served: Served) -> None:
+    """A watch keeps them as long as it lasts, and a stream may have many."""
+    most = served.node.config.max_key_bytes
+    async with watching(served) as stream:
+        for fields in ({"key": bytes(most + 1)}, {"key": b"k", "range_end": b"l" * (most + 2)}):
+            refused = await stream.create(**fields)
+            assert (refused.watch_id, refused.canceled) == (-1, True)
+            assert refused.cancel_reason.startswith("etcdserver: key is too large: ")
+        assert not (await stream.create(key=b"k" * most, range_end=b"l" * (most + 1))).canceled
+        assert len(served.services.watches) == 1
 
 
 async def test_without_a_leader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,9 +18,11 @@ from hypothesis import strategies as st
 from raftkv._pb.common_pb2 import Event
 from raftkv._pb.kv_pb2 import CompactionRequest, DeleteRangeRequest, PutRequest, RequestOp, TxnRequest
 from raftkv._pb.watch_pb2 import WatchResponse
-from raftkv.server import watch as hub_module
-from raftkv.server.watch import Change, Found, Matcher, Watch, WatchHub, prefix_end, prefix_of, varint
-from raftkv.server.watch_stream import RESPONSE_BYTES_MAX, StreamBuffer
+from raftkv.server.watch import BUFFERED_BYTES_MAX, Watch, WatchHub
+from raftkv.server.watch_changes import Change, varint
+from raftkv.server.watch_history import BUSY_S, HALVES_EVERY_S, PAUSE_S, SLICE_BYTES, Found, Pace, Plan
+from raftkv.server.watch_matching import Matcher, prefix_end, prefix_of
+from raftkv.server.watch_stream import RESPONSE_BYTES_MAX, STREAM_BYTES_MAX, StreamBuffer
 from raftkv.state.commands import Command, CommandKind, Group
 from raftkv.state.keys import span
 from raftkv.state.machine import StateMachine
@@ -46,10 +48,19 @@ KINDS: dict[type, CommandKind] = {
 
 
 class Steps:
-    """A loop that runs what is due when told to."""
+    """A loop that runs what is due when told to; its time moves when nothing is due before."""
 
     def __init__(self) -> None:
+        self.now = 0.0
         self.due: list[tuple[Callable[..., object], tuple[Any, ...]]] = []
+        self.later: list[tuple[float, Callable[..., object], tuple[Any, ...]]] = []
+
+    def time(self) -> float:
+        return self.now
+
+    def call_later(self, delay: float, callback: Callable[..., object], /, *args: Any) -> object:
+        self.later.append((self.now + delay, callback, args))
+        return None
 
     def call_soon(self, callback: Callable[..., object], /, *args: Any) -> object:
         self.due.append((callback, args))
@@ -57,9 +68,21 @@ class Steps:
 
     call_soon_threadsafe = call_soon
 
+    def run(self, seconds: float) -> None:
+        """Let time pass, and do what is due meanwhile."""
+        end = self.now + seconds
+        while self.due or any(at <= end for at, _, _ in self.later):
+            self.step()
+        self.now = end
+
     def step(self) -> bool:
-        if not self.due:
+        if not self.due and not self.later:
             return False
+        if not self.due:
+            first = min(self.later, key=lambda each: each[0])
+            self.later.remove(first)
+            self.now, *what = first
+            self.due.append((what[0], what[1]))
         callback, args = self.due.pop(0)
         callback(*args)
         return True
@@ -351,6 +374,127 @@ def test_all_streams_together_are_bounded(monkeypatch: pytest.MonkeyPatch) -> No
     assert {len(client.events[0]) for client in clients} == {100}
 
 
+def test_a_stream_whose_client_asks_no_more_ends_however_busy_it_is() -> None:
+    """What is queued is still sent; what comes later is not, or it would never end."""
+    node = Node()
+    client = Client(node, bytes_max=10_000)
+    watch = client.watch(b"k")
+    for _ in range(100):
+        node.put(b"k", bytes(1000))
+    assert node.hub.behind == 1
+    client.buffer.end()
+    assert not client.buffer.ended
+    for _ in range(100):
+        client.read(1)
+        node.put(b"k", b"late")
+        node.settle()
+        if client.buffer.ended:
+            break
+    assert client.buffer.ended
+    assert client.events[0]
+    assert b"late" not in {event.kv.value for event in client.events[0]}
+    assert watch not in client.buffer.ids
+    assert (len(node.hub), node.hub.buffered_bytes) == (0, 0)
+
+
+def test_those_who_catch_up_and_never_read_are_bounded_together() -> None:
+    """Each comes by itself and is behind from the beginning, so no two share what they hold."""
+    node = Node(loop_revisions_max=64)
+    for number in range(300):
+        node.put(b"k", b"%03d" % number + bytes(1000))
+    clients = [Client(node, STREAM_BYTES_MAX) for _ in range(300)]
+    for client in clients:
+        client.watch(b"k", start_revision=2)
+        node.settle()
+    assert node.hub.buffered_bytes > BUFFERED_BYTES_MAX // 2
+    assert node.hub.buffered_bytes <= BUFFERED_BYTES_MAX + len(clients) * (RESPONSE_BYTES_MAX + 1100)
+    last = clients[-1]  # it reads, and gets on though the others do not
+    for _ in range(100):
+        last.read()
+        node.settle()
+    assert len(last.events[0]) == 300
+
+
+def test_beside_writes_history_is_pushed_slowly_and_else_at_once() -> None:
+    """Or a thousand that catch up would take all of the loop's time, and puts would wait for it."""
+    node = Node(loop_revisions_max=1_000)
+    for number in range(50):
+        node.put(b"k", b"%03d" % number + bytes(1000))
+    clients = [Client(node) for _ in range(100)]
+    for client in clients:
+        client.watch(b"k", start_revision=2)
+    begun = node.steps.now
+    while node.steps.now < begun + 0.2:
+        node.put(b"other")
+        node.steps.run(0.001)
+        slices = (node.steps.now - begun) / PAUSE_S + 2
+        assert node.hub.buffered_bytes <= slices * (SLICE_BYTES + 52_000), (
+            "no more than a slice, and what the last gets"
+        )
+    assert node.hub.buffered_bytes > 0.2 / PAUSE_S * SLICE_BYTES / 2, "and not much less"
+    assert node.hub.behind
+    node.steps.run(BUSY_S)  # nobody writes any more
+    node.steps.run(0.0)
+    assert node.hub.behind == 0
+    for client in clients:
+        client.read()
+        assert len(client.events[0]) == 50
+
+
+def test_the_longer_somebody_is_behind_the_shorter_are_the_pauses() -> None:
+    """Or readers that can keep up with the writes, but not at this pace, would never be with them again."""
+    now = 0.0
+    pace = Pace(lambda: now)
+
+    def pause_s() -> float:
+        pace.written()
+        pace.set_behind(True)
+        pace.spend(SLICE_BYTES)
+        pace.end()
+        return pace.pause_s()
+
+    assert pause_s() == pytest.approx(PAUSE_S)
+    now += 2 * HALVES_EVERY_S
+    assert pause_s() == pytest.approx(PAUSE_S / 4)
+    pace.set_behind(False)
+    assert pause_s() == pytest.approx(PAUSE_S)
+    pace.spend(SLICE_BYTES - 1)
+    now += 1
+    pace.end()
+    assert pace.pause_s() == 0.0, "no slice yet"
+
+
+def test_whoever_is_nearly_there_does_not_wait_for_those_who_are_far_behind() -> None:
+    node = Node(loop_revisions_max=64)
+    for number in range(2_000):
+        node.put(b"k", b"%04d" % number + bytes(1000))
+    far = [Client(node) for _ in range(20)]
+    for number, client in enumerate(far):
+        client.watch(b"k", start_revision=2 + 70 * number)  # each needs its own chunk
+    near = Client(node)
+    near.watch(b"k", start_revision=node.machine.revision - 3)
+    for _ in range(4):
+        node.put(b"k")
+        node.steps.step()
+        node.run_job()
+    near.read()
+    assert len(near.events[0]) > 4
+    turns = 0
+    while node.hub.behind:
+        for client in far:
+            client.read()
+        node.steps.step()
+        node.run_job()
+        turns += 1
+        ahead = [client.watches[0].next_revision for client in far]
+        if turns == 100:
+            assert all(revision > 2 + 70 * number for number, revision in enumerate(ahead)), "each has had its turn"
+    for number, client in enumerate(far):
+        client.read()
+        assert len(client.events[0]) == 2_000 + 4 - 70 * number
+    assert node.faults == []
+
+
 def test_fragments() -> None:
     node = Node()
     client = Client(node)
@@ -420,7 +564,7 @@ def test_an_error_in_the_hub_is_fatal(monkeypatch: pytest.MonkeyPatch) -> None:
 
     node = Node()
     node.put(b"k")
-    monkeypatch.setattr(hub_module.Plan, "read", fail)
+    monkeypatch.setattr(Plan, "read", fail)
     Client(node).watch(b"k", start_revision=1)
     node.steps.step()
     assert [str(fault) for fault in node.faults] == ["broken"]
