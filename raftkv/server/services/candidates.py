@@ -303,11 +303,21 @@ class Candidates:
     async def _wait(self, name: bytes, key: bytes, created: int, lease: int, deadline: float | None) -> Held:
         look = requests.look(name, key, created)
         check_txn(look, self._limits)
-        linearizable = False  # whom to wait for is told by what this node has; only what we answer must be certain
+        came = self._node.mark()
+        again = False
         while True:
             if self._ending:
                 raise Stopping
-            response = await (self._read(look, deadline, patient=True) if linearizable else self._look(look))
+            # Whom to wait for is told by what this node has; only what we answer must be certain. It is so without
+            # another round where we lead and something was committed since: the release that woke us, for one.
+            linearizable = self._node.is_after(came)
+            if again and not linearizable:
+                linearizable = True
+                response = await self._read(look, deadline, patient=True)
+            else:
+                self._quota.check_intact()
+                response = await self._look(look)
+            again = True
             own = response.responses[0].response_range.kvs
             before = response.responses[1].response_range.kvs
             is_there = bool(own) and own[0].create_revision == created and own[0].lease == lease
@@ -321,7 +331,6 @@ class Candidates:
                 if not is_there:
                     raise Gone
                 return Held(key, created, lease, response.header.revision, own[0].mod_revision)
-            linearizable = True
 
     async def _read(self, request: TxnRequest, deadline: float | None, *, patient: bool) -> TxnResponse:
         """Read at one revision, linearizably. Who is patient has a place in a queue, which is kept without a leader."""

@@ -58,6 +58,7 @@ class FakeNode:
         self.proposed: list[tuple[CommandKind, bytes]] = []
         self.deadlines: list[float | None] = []
         self.barriers = 0
+        self.is_leader = False  # marks prove something
         self.abandoned = 0
         self.fault: Exception | None = None  # raised by the next calls
         self.bytes_on_disk = 4096
@@ -97,7 +98,7 @@ class FakeNode:
         return asyncio.ensure_future(self.read_barrier(deadline))
 
     def mark(self) -> Mark:
-        return Mark(self.term if self.leader == self.node_id else 0, self.machine.applied_index)
+        return Mark(self.term if self.is_leader else 0, self.machine.applied_index)
 
     def is_after(self, mark: Mark) -> bool:
         return 0 < mark.term == self.machine.applied_term and self.machine.applied_index > mark.last

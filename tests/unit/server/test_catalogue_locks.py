@@ -207,8 +207,8 @@ def does_not_look_at_its_own_key(patch: pytest.MonkeyPatch) -> None:
 def the_sdk_does_not_look_at_its_own_key(patch: pytest.MonkeyPatch) -> None:
     """M-70, in the SDK."""
 
-    async def look(self: Contender) -> bool:
-        return True
+    async def look(self: Contender) -> tuple[bool, int]:
+        return True, 0
 
     patch.setattr(Contender, "_look", look)
 

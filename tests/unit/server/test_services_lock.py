@@ -214,6 +214,39 @@ async def test_a_waiter_outlives_a_time_without_leader(served: Served, monkeypat
     assert (await asyncio.wait_for(second, 5)).key == b"l/2"
 
 
+async def test_on_a_leader_the_release_itself_proves_that_the_turn_has_come(served: Served) -> None:
+    """It was appended after the waiter had come, so no round of heartbeats has to show that this node still leads."""
+    served.node.is_leader = True
+    await lock_now(served, b"l", await grant(served, 1))
+    second = lock(served, b"l", await grant(served, 2))
+    await waiting(served, b"l", 2)
+    barriers = served.node.barriers
+    await revoke(served, 1)
+    assert (await asyncio.wait_for(second, 5)).key == b"l/2"
+    assert served.node.barriers == barriers
+
+
+async def test_elsewhere_a_quorum_is_asked_when_the_turn_has_come(served: Served) -> None:
+    await lock_now(served, b"l", await grant(served, 1))
+    second = lock(served, b"l", await grant(served, 2))
+    await waiting(served, b"l", 2)
+    barriers = served.node.barriers
+    await revoke(served, 1)
+    assert (await asyncio.wait_for(second, 5)).key == b"l/2"
+    assert served.node.barriers == barriers + 1
+
+
+async def test_who_comes_when_the_name_is_free_already_asks_a_quorum_on_a_leader_too(served: Served) -> None:
+    """What was applied before it came proves nothing about the time since."""
+    served.node.is_leader = True
+    lease = await grant(served, 1)
+    held = await lock_now(served, b"l", lease)
+    barriers = served.node.barriers
+    again = lock_pb2.LockRequest(name=b"l", lease=lease, fence=held.fence)
+    assert (await locks(served).Lock(again)).fence == held.fence
+    assert served.node.barriers == barriers + 1
+
+
 async def test_waiters_are_bounded_and_end_when_the_node_stops(served: Served) -> None:
     served.services.waiters.requests_max = 1
     await lock_now(served, b"l", await grant(served, 1))
