@@ -42,7 +42,7 @@ RETRY_AFTER_TRAILER: Final = "grpc-retry-pushback-ms"
 
 
 class FaultKind(enum.Enum):
-    """Why an attempt failed; the first five can never succeed by trying again."""
+    """Why an attempt failed; the first seven can never succeed by trying again."""
 
     INVALID = enum.auto()
     TOO_LARGE = enum.auto()
@@ -50,6 +50,7 @@ class FaultKind(enum.Enum):
     COMPACTED = enum.auto()
     CONDITION = enum.auto()
     NO_SPACE = enum.auto()  # not done, but waiting does not help either
+    ANSWER_LOST = enum.auto()  # done, once; nobody has the answer any more
     NO_LEADER = enum.auto()
     LEADER_CHANGED = enum.auto()
     OVERLOADED = enum.auto()
@@ -84,6 +85,7 @@ _FINAL: Final = frozenset(
         FaultKind.COMPACTED,
         FaultKind.CONDITION,
         FaultKind.NO_SPACE,
+        FaultKind.ANSWER_LOST,
     }
 )
 
@@ -116,6 +118,7 @@ _BY_CODE: Final[dict[str, FaultKind]] = {
     "LOCK_LOST": FaultKind.CONDITION,
     "SESSION_EXPIRED": FaultKind.CONDITION,
     "NO_SPACE": FaultKind.NO_SPACE,
+    "RESULT_NOT_KEPT": FaultKind.ANSWER_LOST,
     "NO_LEADER": FaultKind.NO_LEADER,
     "NOT_LEADER": FaultKind.LEADER_CHANGED,
     "LEADER_CHANGED": FaultKind.LEADER_CHANGED,
@@ -259,8 +262,11 @@ def error_of(fault: Fault, *, endpoint: str | None, attempts: int, time_is_up: b
 
 def outcome_unknown(fault: Fault, *, endpoint: str | None, attempts: int) -> OutcomeUnknown:
     """The exception for a write that was sent and whose answer did not arrive."""
+    what = "the write was sent, whether it was done is not known"
+    if fault.kind is FaultKind.ANSWER_LOST:
+        what = "the write was done once, its answer is lost"
     return OutcomeUnknown(
-        f"the write was sent, whether it was done is not known: {fault.text or fault.code}",
+        f"{what}: {fault.text or fault.code}",
         code=fault.code,
         endpoint=endpoint,
         attempts=attempts,

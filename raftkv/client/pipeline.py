@@ -420,17 +420,15 @@ class Pipeline:
             return
         # A node without space refuses before it looks whether the cluster has done the call already.
         if fault.code == "STALE_SEQUENCE" or (fault.kind is FaultKind.NO_SPACE and call.perhaps_done):
-            self._fail(call, outcome_unknown(fault, endpoint=connection.endpoint, attempts=call.attempts))
+            self._give_up(connection, call, fault, known=False)
             return
-        if fault.kind.is_final:
-            self._fail(call, error_of(fault, endpoint=connection.endpoint, attempts=call.attempts))
+        if fault.kind.is_final:  # what the state refuses was not done under this number, and never will be
+            self._give_up(connection, call, fault, known=fault.not_executed)
             return
         call.perhaps_done = call.perhaps_done or not fault.not_executed
         tries_max = call.retry.attempts_max
         if tries_max is not None and call.attempts >= tries_max:
-            known = error_of(fault, endpoint=connection.endpoint, attempts=call.attempts)
-            unknown = outcome_unknown(fault, endpoint=connection.endpoint, attempts=call.attempts)
-            self._fail(call, unknown if call.perhaps_done else known)
+            self._give_up(connection, call, fault, known=not call.perhaps_done)
             return
         self._note(connection, fault)
         pause_s = max(backoff_s(call.retry, call.waits, self._pool.random.random()), fault.retry_after_s)
@@ -441,6 +439,10 @@ class Pipeline:
             AttemptFailed(call.method.name, connection.endpoint, fault.code, fault.text, call.attempts, pause_s),
         )
         self._loop.call_later(pause_s, self._again, call)
+
+    def _give_up(self, connection: Connection, call: Call, fault: Fault, *, known: bool) -> None:
+        error = error_of if known else outcome_unknown
+        self._fail(call, error(fault, endpoint=connection.endpoint, attempts=call.attempts))
 
     def _again(self, call: Call) -> None:
         if not call.future.done():

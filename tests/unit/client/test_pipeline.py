@@ -189,6 +189,21 @@ async def test_a_refusal_of_the_state_is_an_answer(cluster: FakeCluster, table: 
     await client.put("k", "v")
 
 
+async def test_a_write_that_was_done_is_not_called_invalid_because_its_answer_was_too_large_to_keep(
+    cluster: FakeCluster, table: Table, make_client: MakeClient
+) -> None:
+    """Its stream breaks before the answer; repeated, it is told that it was done, and nothing else."""
+    first = puts_only("break", 1)
+    again = puts_only(refusal("RESULT_NOT_KEPT", 9, "unknown"), 1)
+    for node in nodes_of(cluster):
+        node.rule = lambda request: first(request) or again(request)
+    client = make_client()
+    with pytest.raises(OutcomeUnknown, match="was done once, its answer is lost") as caught:
+        await client.put("k", "v")
+    assert caught.value.code == "RESULT_NOT_KEPT"
+    assert table.executed == [b"k"]
+
+
 async def test_an_expired_session_is_replaced_where_nothing_can_have_been_done(
     cluster: FakeCluster, table: Table, make_client: MakeClient
 ) -> None:
