@@ -15,9 +15,11 @@ from fake_node import FakeNode, Served, failure, serve, until
 from raftkv._pb import kv_pb2, lease_pb2
 from raftkv._pb import session_pb2 as pb
 from raftkv._pb.state_pb2 import SessionCall, SessionExpire, SessionOpen, SessionOpened
+from raftkv.client import AsyncClient, Get, Put
 from raftkv.server.errors import NoLeader, RequestTimeout
 from raftkv.server.services import conversation
 from raftkv.state.commands import CommandKind
+from raftkv.state.results import Refusal, RefusalCode, Result
 
 Code = grpc.StatusCode
 PUT = pb.SESSION_METHOD_PUT
@@ -142,6 +144,36 @@ async def test_a_mutation_within_a_session_is_done_once(served: Served, talk: Ta
     assert again.payload == first.payload, "the same answer, with the same revision"
     kv = kv_pb2.RangeResponse.FromString((await talk.ask(get(4, b"k"))).payload).kvs[0]
     assert (kv.value, kv.version) == (b"v2", 2)
+
+
+async def test_the_sdk_gets_through_a_session_that_is_full_of_large_answers(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The oldest call has to wait until the others have filled the session, and then must not be refused for that."""
+    propose, refused = served.node.propose, asyncio.Event()
+
+    async def held_up(kind: CommandKind, payload: bytes, deadline: float | None) -> Result:
+        if b"oldest" in payload and not refused.is_set():
+            raise NoLeader
+        result = await propose(kind, payload, deadline)
+        if isinstance(result, Refusal):
+            assert result.code is RefusalCode.SESSION_FULL
+            refused.set()
+        return result
+
+    monkeypatch.setattr(served.node, "propose", held_up)
+    async with AsyncClient([served.address], timeout=30) as client:
+        await client.put("big", b"x" * 500_000)
+        async with asyncio.TaskGroup() as calls:
+            calls.create_task(client.put("oldest", ""))
+            await asyncio.sleep(0)
+            for _ in range(6):
+                calls.create_task(client.txn().then(Get("big"), Put("n", "")).commit())
+        assert refused.is_set()
+        assert client.stats().failures == 0
+        item = await client.get("oldest")
+        assert item is not None
+        assert item.version == 1
 
 
 async def test_an_unknown_session_executes_nothing(served: Served, talk: Talk) -> None:
