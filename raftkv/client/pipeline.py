@@ -166,8 +166,8 @@ class Pipeline:
             self._cancelled.append(call.id)
             self._under_way.pop(call.id, None)
             call.sent = False
-            self._wake.set()
         self._complete(call)
+        self._wake.set()  # the node has to be told, or there is room in a session now
         if not call.future.done():
             call.future.cancel()
 
@@ -454,10 +454,10 @@ class Pipeline:
         """Nothing was done under it now; but perhaps before it expired."""
         assert call.session is not None
         self._sessions.expired(call.session)
-        if call.perhaps_done or call.attempts > 1:
-            self._fail(call, outcome_unknown(fault, endpoint=connection.endpoint, attempts=call.attempts))
+        if call.perhaps_done:
+            self._give_up(connection, call, fault, known=False)
             return
-        call.session = None  # never sent before: it may be done under a new one
+        call.session = None  # no attempt did anything: it may be done under a new one
         self._queue.append(call)
 
     def _note(self, connection: Connection, fault: Fault) -> None:

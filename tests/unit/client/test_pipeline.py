@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from raftkv._pb import kv_pb2, session_pb2, state_pb2
 from raftkv.client import AsyncClient, ConditionFailed, DeadlineExceeded, OutcomeUnknown, Retry, Timeout
+from raftkv.client import session as sessions
 from raftkv.client.lookout import LEAVE_S
 from raftkv.client.pipeline import PROOF_S, SILENCE_S
 from raftkv.client.session import WINDOW, ServerSession
@@ -235,6 +236,48 @@ async def test_an_expired_session_leaves_what_was_sent_before_unknown(
         await client.put("b", "1")
     assert table.executed == [b"a"]
     await client.put("c", "1")
+
+
+async def test_an_expired_session_is_replaced_where_all_attempts_were_refused_undone(
+    cluster: FakeCluster, table: Table, make_client: MakeClient
+) -> None:
+    client = make_client()
+    await client.put("a", "1")
+    refused = 0
+
+    def refuse_then_expire(request: session_pb2.SessionRequest) -> session_pb2.SessionError | None:
+        nonlocal refused
+        if request.method != session_pb2.SESSION_METHOD_PUT or refused == 2:
+            return None
+        refused += 1
+        if refused == 2:
+            table.answers.clear()
+        return refusal("NO_LEADER", 14)
+
+    for node in nodes_of(cluster):
+        node.rule = refuse_then_expire
+    await client.put("b", "1")
+    assert table.executed == [b"a", b"b"]
+    assert refused == 2
+
+
+async def test_a_call_that_is_given_up_between_two_attempts_makes_room_for_the_next(
+    cluster: FakeCluster, table: Table, make_client: MakeClient, tools: type[Tools], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All sessions are full, and nothing is under way that could be answered: nobody else wakes the sender."""
+    monkeypatch.setattr(sessions, "WINDOW", 1)
+    monkeypatch.setattr(sessions, "SESSIONS_MAX", 1)
+    once = puts_only(refusal("TOO_MANY_REQUESTS", 8, retry_after_ms=60_000), 1)
+    for node in nodes_of(cluster):
+        node.rule = once
+    client = make_client()
+    first = asyncio.create_task(client.put("first", "1", timeout=0.5))
+    await tools.until(lambda: client.stats().retries > 0)
+    following = asyncio.create_task(client.put("next", "1", timeout=5))
+    with pytest.raises(DeadlineExceeded):
+        await first
+    await following
+    assert table.executed == [b"next"]
 
 
 async def test_time_that_runs_out_under_way_is_unknown_and_in_the_queue_is_not(
