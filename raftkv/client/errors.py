@@ -6,7 +6,7 @@
     ├─ ConditionFailed    the data says no: LeaseNotFound, LockLost, SessionExpired
     ├─ Unavailable        not done, safe to repeat: NoLeader, LeaderChanged, Overloaded, DeadlineExceeded
     ├─ OutcomeUnknown     perhaps done: a write whose answer did not arrive
-    └─ Closed             your own code closed this client (or forked away from it)
+    └─ Closed             your own code closed this client (or forked away from it); `.perhaps_done` says the rest
 
 `Unavailable` is also a `ConnectionError`, and a call that was not done when its time ran out is also a `TimeoutError`,
 so that code which knows nothing of raftkv can catch both.
@@ -161,4 +161,11 @@ class OutcomeUnknown(RaftkvError):
 
 
 class Closed(RaftkvError):
-    """This client was closed by your own code, or belongs to the process this one was forked from."""
+    """This client was closed by your own code, or belongs to the process this one was forked from.
+
+    Attributes:
+        perhaps_done: True for a write that was under way when the client was closed: perhaps it was done. False: the
+            call changed nothing.
+    """
+
+    perhaps_done: bool = False

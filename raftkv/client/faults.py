@@ -15,6 +15,7 @@ from typing import Final
 import grpc
 
 from raftkv.client.errors import (
+    Closed,
     Compacted,
     ConditionFailed,
     DeadlineExceeded,
@@ -271,3 +272,11 @@ def outcome_unknown(fault: Fault, *, endpoint: str | None, attempts: int) -> Out
         endpoint=endpoint,
         attempts=attempts,
     )
+
+
+def closed_under_way(perhaps_done: bool, *, endpoint: str | None = None, attempts: int = 0) -> Closed:
+    """The exception for a call that was under way when its client was closed."""
+    done = "whether this write was done is not known" if perhaps_done else "it changed nothing"
+    error = Closed(f"the client was closed during the call; {done}", endpoint=endpoint, attempts=attempts)
+    error.perhaps_done = perhaps_done
+    return error

@@ -31,6 +31,7 @@ from raftkv.client.faults import (
     RETRY_AFTER_TRAILER,
     Fault,
     FaultKind,
+    closed_under_way,
     error_of,
     outcome_unknown,
     understand,
@@ -90,6 +91,8 @@ class Pipeline:
         self._waiting = Waiting(self._loop, CALLS_MAX, self._time_is_up)
         self._queue: deque[Call] = deque()  # not yet numbered, or to be sent again
         self._under_way: dict[int, Call] = {}  # sent over the stream that is open now, by id
+        self._resting: set[Call] = set()  # refused for now: back in the queue after a pause
+        self._end: Exception | None = None  # nothing is sent any more, and this is why
         self._sessions = Sessions()
         self._cancelled: list[int] = []
         self._next_id = 1
@@ -120,6 +123,8 @@ class Pipeline:
         try:
             await waiting.enter(call)
             try:
+                if self._end is not None:  # which it was not when the caller looked
+                    raise self._end
                 if not self._started:
                     self._start()
                 self._queue.append(call)
@@ -181,11 +186,17 @@ class Pipeline:
             call.future.set_exception(error)
 
     def _end_all(self, error: Exception) -> None:
-        calls = [*self._under_way.values(), *self._queue]
-        self._under_way.clear()
-        self._queue.clear()
+        """None is sent again. Only to those that were certainly not done this is just an error."""
+        calls = [*self._under_way.values(), *self._queue, *self._resting]
+        for each in (self._under_way, self._queue, self._resting):
+            each.clear()
         for call in calls:
-            self._fail(call, error)
+            told = error
+            if call.perhaps_done or call.sent:
+                fault = call.fault or Fault(FaultKind.UNREACHABLE, "UNREACHABLE", str(error), not_executed=False)
+                unknown = outcome_unknown(fault, endpoint=None, attempts=call.attempts)
+                told = closed_under_way(True, attempts=call.attempts) if isinstance(error, Closed) else unknown
+            self._fail(call, told)
 
     # --- the stream -------------------------------------------------------------------------------------------------
 
@@ -205,13 +216,9 @@ class Pipeline:
                 waits = 0 if answered else waits + 1
                 if waits > 1:
                     await asyncio.sleep(backoff_s(Retry(), waits, self._pool.random.random()))
-            self._end_all(Unsupported())
         finally:
-            closed = Closed("the client was closed during the call; whether this write was done is not known")
-            self._end_all(self._pool_failure() or closed)
-
-    def _pool_failure(self) -> Exception | None:
-        return Unsupported() if self.unsupported else None
+            self._end = Unsupported() if self.unsupported else closed_under_way(False)
+            self._end_all(self._end)
 
     async def _pick(self) -> Connection:
         while True:
@@ -438,6 +445,7 @@ class Pipeline:
             "attempt_failed",
             AttemptFailed(call.method.name, connection.endpoint, fault.code, fault.text, call.attempts, pause_s),
         )
+        self._resting.add(call)
         self._loop.call_later(pause_s, self._again, call)
 
     def _give_up(self, connection: Connection, call: Call, fault: Fault, *, known: bool) -> None:
@@ -445,6 +453,7 @@ class Pipeline:
         self._fail(call, error(fault, endpoint=connection.endpoint, attempts=call.attempts))
 
     def _again(self, call: Call) -> None:
+        self._resting.discard(call)
         if not call.future.done():
             # Before those without a number: they may be waiting for this one to make room in its session.
             self._queue.appendleft(call)

@@ -12,7 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raftkv._pb import kv_pb2, session_pb2, state_pb2
-from raftkv.client import AsyncClient, ConditionFailed, DeadlineExceeded, OutcomeUnknown, Retry, Timeout
+from raftkv.client import (
+    AsyncClient,
+    Closed,
+    ConditionFailed,
+    DeadlineExceeded,
+    OutcomeUnknown,
+    Retry,
+    Timeout,
+    pipeline,
+)
 from raftkv.client import session as sessions
 from raftkv.client.lookout import LEAVE_S
 from raftkv.client.pipeline import PROOF_S, SILENCE_S
@@ -445,6 +454,81 @@ async def test_servers_without_the_stream_get_unary_calls(cluster: FakeCluster, 
     await asyncio.gather(*(client.put(f"k{number}", "v") for number in range(20)))
     assert sum(node.count("Put") for node in cluster.nodes) == 20
     assert client.stats().calls == 20
+
+
+async def test_calls_that_wait_for_room_learn_that_the_stream_is_not_there(
+    cluster: FakeCluster, make_client: MakeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They came when nobody knew, and get their room when nobody serves the queue any more."""
+    monkeypatch.setattr(pipeline, "CALLS_MAX", 1)
+    client = make_client()
+    async with asyncio.timeout(10):
+        await asyncio.gather(*(client.put(f"k{number}", "v", timeout=None) for number in range(5)))
+    assert sum(node.count("Put") for node in cluster.nodes) == 5
+
+
+@pytest.mark.parametrize("silent_about", ["OPEN", "PUT"])
+async def test_a_node_without_the_stream_gets_as_a_unary_call_only_what_was_never_sent(
+    cluster: FakeCluster, table: Table, make_client: MakeClient, tools: type[Tools], silent_about: str
+) -> None:
+    """A mixed cluster, whose only node with the stream dies at one request or the other."""
+    first, *others = nodes_of(cluster)
+    for number, node in enumerate(others, 1):
+        await node.stop()
+        cluster.nodes[number] = FakeNode(cluster, node.member_id)
+        await cluster.nodes[number].start()
+    silent = session_pb2.SessionMethod.Value(f"SESSION_METHOD_{silent_about}")
+    first.rule = lambda request: "mute" if request.method == silent else None
+    client = make_client()
+    await client.get("k")
+    router = client._context.pool.router
+    await tools.until(lambda: getattr(router.leader(), "endpoint", "") == first.endpoint)
+    writing = asyncio.create_task(client.put("k", "v", timeout=1.5))
+    await tools.until(lambda: any(request.method == silent for request in first.requests))
+    await first.stop()
+    if silent_about == "OPEN":
+        await writing
+    else:
+        with pytest.raises(OutcomeUnknown):
+            await writing
+    assert sum(node.count("Put") for node in cluster.nodes) == (silent_about == "OPEN")
+    assert cluster.data[b"k"].version == 1
+
+
+async def test_what_was_perhaps_done_is_told_as_that_when_there_is_nobody_left_to_ask(
+    cluster: FakeCluster, table: Table, make_client: MakeClient
+) -> None:
+    client = make_client()
+    await client.put("a", "1")
+
+    def lose_everybody(request: session_pb2.SessionRequest) -> str:
+        for connection in client._context.pool.connections:
+            connection.foreign = True
+        client._context.pool.router.forget_choices()
+        return "break"
+
+    for node in nodes_of(cluster):
+        node.rule = lose_everybody
+    with pytest.raises(OutcomeUnknown):
+        await client.put("b", "1")
+    assert table.executed == [b"a", b"b"]
+
+
+@pytest.mark.parametrize("executed", ["no", "unknown"])
+async def test_a_client_that_is_closed_ends_calls_between_two_attempts_and_says_what_is_known(
+    cluster: FakeCluster, table: Table, make_client: MakeClient, tools: type[Tools], executed: str
+) -> None:
+    for node in nodes_of(cluster):
+        node.rule = puts_only(refusal("TIMEOUT", 14, executed, retry_after_ms=60_000), 1)
+    client = make_client()
+    writing = asyncio.create_task(client.put("k", "v", timeout=None))
+    await tools.until(lambda: client.stats().retries > 0)
+    await client.close()
+    with pytest.raises(Closed) as caught:
+        async with asyncio.timeout(5):
+            await writing
+    assert caught.value.perhaps_done is (executed == "unknown")
+    assert ("is not known" in str(caught.value)) is caught.value.perhaps_done
 
 
 async def test_attempts_are_bounded_where_the_caller_says_so(
