@@ -12,7 +12,7 @@ from raftkv.client.errors import ConditionFailed, InvalidRequest, LockLost
 from raftkv.client.keys import Namespace, Text, to_bytes
 from raftkv.client.methods import COMPACT, DELETE_RANGE, PUT, RANGE, TXN, Method, RequestT, ResponseT
 from raftkv.client.options import DEFAULT, Consistency, Timeout, TimeoutArg, timeout_from
-from raftkv.client.pipeline import METHODS, UNARY_BYTES, Unsupported, pipeline_of
+from raftkv.client.pipeline import METHODS, Unsupported, pipeline_of
 from raftkv.client.pool import Pool
 from raftkv.client.results import CompactResult, DeleteResult, KeyValue, PutResult, RangeResult, TxnResult
 from raftkv.client.retry import Retry
@@ -64,12 +64,10 @@ class Context:
             pool.enter()
             pipeline = pipeline_of(pool)
             if not pipeline.unsupported:
-                payload = method.serialize(request)
-                if len(payload) < UNARY_BYTES:
-                    try:
-                        return await pipeline.call(method, payload, limits, self.retry)
-                    except Unsupported:
-                        pool.calls -= 1  # counted again as the unary call it becomes
+                try:
+                    return await pipeline.call(method, method.serialize(request), limits, self.retry)
+                except Unsupported:
+                    pool.calls -= 1  # counted again as the unary call it becomes
         return await invoke(pool, method, request, purpose=purpose, timeout=limits, retry=self.retry)
 
     def read_purpose(self, serializable: bool | None) -> Purpose:

@@ -67,8 +67,9 @@ METHODS: Final[dict[Method[Any, Any], session_pb2.SessionMethod.ValueType]] = {
 }
 CALLS_MAX: Final = 10_000  # queued and under way; further callers wait for their turn
 BATCH_CALLS_MAX: Final = 256
-BATCH_BYTES_MAX: Final = 512 << 10
-UNARY_BYTES: Final = 512 << 10  # larger requests go alone, or they would hold up the small ones
+BATCH_BYTES_MAX: Final = 384 << 10
+"""Of requests in a message; a larger one goes alone. Nodes let a message exceed the largest request by 512 KiB, so with
+its envelopes no batch is refused by gRPC for its size, however small that is: only a request that goes alone."""
 CLOSE_S: Final = 0.25
 SILENCE_S: Final = 0.1  # so long nothing was answered, though something is under way: does the node live?
 PROOF_S: Final = 0.2
@@ -94,6 +95,7 @@ class Pipeline:
         self._resting: set[Call] = set()  # refused for now: back in the queue after a pause
         self._end: Exception | None = None  # nothing is sent any more, and this is why
         self._sessions = Sessions()
+        self._largest: Call | None = None  # of those that went alone over this stream, while it is not answered
         self._cancelled: list[int] = []
         self._next_id = 1
         self._wake = asyncio.Event()
@@ -242,10 +244,11 @@ class Pipeline:
                 await self._receive(connection, call, epoch)
         except* grpc.aio.AioRpcError as errors:
             error = next((e for e in errors.exceptions if isinstance(e, grpc.aio.AioRpcError)), None)
+            self._refuse_too_large(connection, error)
         except* (EOFError, asyncio.InvalidStateError):
             pass
         finally:
-            self._stream = None
+            self._stream = self._largest = None
             connection.close_stream(call)
             connection.breaker.released(epoch)
             self._sessions.opening.clear()
@@ -271,6 +274,17 @@ class Pipeline:
             self._pool.router.forget_choices()
         for call in self._queue:
             call.fault = fault
+
+    def _refuse_too_large(self, connection: Connection, error: grpc.aio.AioRpcError | None) -> None:
+        """gRPC ends the stream over a message that exceeds the node's limit; the largest one sent does for certain."""
+        call = self._largest
+        if error is None or call is None or self._under_way.get(call.id) is not call:
+            return
+        fault = understand(error.code(), error.details() or "", error.trailing_metadata())
+        if fault.kind is FaultKind.TOO_LARGE and fault.not_executed:
+            del self._under_way[call.id]
+            call.sent = False
+            self._refused(connection, call, fault)
 
     def _take_back(self) -> None:
         """The stream is gone: what was sent over it goes out again, first and in its order."""
@@ -329,6 +343,9 @@ class Pipeline:
             if call.future.done():
                 queue.popleft()
                 continue
+            payload = call.payload
+            if count and size + len(payload) > BATCH_BYTES_MAX:
+                break
             session = call.session
             if session is None:
                 session = self._sessions.with_room()
@@ -343,7 +360,8 @@ class Pipeline:
             call.sent = True
             call.attempts += 1
             self._under_way[call.id] = call
-            payload = call.payload
+            if len(payload) > BATCH_BYTES_MAX and (self._largest is None or len(payload) > len(self._largest.payload)):
+                self._largest = call
             requests.add(
                 id=call.id,
                 method=METHODS[call.method],
@@ -395,6 +413,8 @@ class Pipeline:
         if call is None:
             return  # its caller has gone
         call.sent = False
+        if call is self._largest:
+            self._largest = None
         if response.HasField("error"):
             self._refused(connection, call, _fault(response.error))
             return

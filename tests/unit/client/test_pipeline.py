@@ -18,13 +18,14 @@ from raftkv.client import (
     ConditionFailed,
     DeadlineExceeded,
     OutcomeUnknown,
+    RequestTooLarge,
     Retry,
     Timeout,
     pipeline,
 )
 from raftkv.client import session as sessions
 from raftkv.client.lookout import LEAVE_S
-from raftkv.client.pipeline import PROOF_S, SILENCE_S
+from raftkv.client.pipeline import BATCH_BYTES_MAX, PROOF_S, SILENCE_S
 from raftkv.client.session import WINDOW, ServerSession
 from tests.unit.client.conftest import FakeCluster, FakeNode, Proxy, Tools
 
@@ -175,6 +176,66 @@ async def test_a_broken_stream_repeats_what_it_left_open_and_nothing_is_done_twi
     assert len({result.revision for result in results}) == 100
     assert client.stats().outcomes_unknown == 0
     assert client.stats().retries > 0
+
+
+@pytest.mark.parametrize("how", ["break", "break-before"])
+async def test_a_large_put_is_repeated_through_a_broken_stream_and_done_once(
+    cluster: FakeCluster, table: Table, make_client: MakeClient, how: str
+) -> None:
+    for node in nodes_of(cluster):
+        node.rule = puts_only(how, 1)
+    client = make_client()
+    await asyncio.gather(*(client.put(f"k{number}", bytes(1_000_000 if number % 3 else 1)) for number in range(9)))
+    assert sorted(table.executed) == [b"k%d" % number for number in range(9)]
+    assert client.stats().outcomes_unknown == 0
+    assert client.stats().retries > 0
+    assert sum(node.count("Put") for node in cluster.nodes) == 0
+
+
+async def test_a_large_request_goes_alone(cluster: FakeCluster, table: Table, make_client: MakeClient) -> None:
+    node = nodes_of(cluster)[0]
+    client = make_client(node)
+    await client.put("a", "1")
+    sizes = (1, 1, BATCH_BYTES_MAX + 1, 1, BATCH_BYTES_MAX // 2, BATCH_BYTES_MAX // 2, 1, 1)
+    await asyncio.gather(*(client.put(f"k{number}", bytes(size)) for number, size in enumerate(sizes)))
+    assert node.batches[2:] == [2, 1, 2, 3]  # after those of the session and of the first put
+
+
+async def test_a_request_that_grpc_refuses_is_refused_alone(
+    cluster: FakeCluster, table: Table, make_client: MakeClient
+) -> None:
+    """It ends the stream, and would again: what was under way beside it goes out again without it."""
+    for node in nodes_of(cluster):
+        await node.stop()
+        node.options = (("grpc.max_receive_message_length", 1_000_000),)
+        await node.start()
+    client = make_client()
+    await client.put("a", "1")
+    sizes = {"small": 1, "large": 900_000, "too large": 1_000_001, "larger": 3_000_000, "medium": 400_000}
+    results = await asyncio.gather(
+        *(client.put(key, bytes(size)) for key, size in sizes.items()), return_exceptions=True
+    )
+    refused = {key for key, result in zip(sizes, results, strict=True) if isinstance(result, RequestTooLarge)}
+    assert refused == {"too large", "larger"}
+    assert sorted(table.executed) == [b"a", b"large", b"medium", b"small"]
+    assert client.stats().failures == 2
+
+
+async def test_a_request_that_is_too_large_and_given_up_takes_no_other_with_it(
+    cluster: FakeCluster, table: Table, make_client: MakeClient, tools: type[Tools]
+) -> None:
+    for node in nodes_of(cluster):
+        await node.stop()
+        node.options = (("grpc.max_receive_message_length", 1_000_000),)
+        await node.start()
+    client = make_client()
+    await client.put("a", "1")
+    at = client._context.pool.parts["pipeline"]
+    given_up = asyncio.create_task(client.put("too large", bytes(2_000_000)))
+    await tools.until(lambda: at._largest is not None)
+    given_up.cancel()
+    await asyncio.gather(client.put("large", bytes(900_000)), client.put("small", "1"))
+    assert sorted(table.executed) == [b"a", b"large", b"small"]
 
 
 @pytest.mark.parametrize(("code", "number"), [("NO_LEADER", 14), ("LEADER_CHANGED", 14), ("TIMEOUT", 14)])

@@ -16,6 +16,7 @@ from raftkv._pb import kv_pb2, lease_pb2
 from raftkv._pb import session_pb2 as pb
 from raftkv._pb.state_pb2 import SessionCall, SessionExpire, SessionOpen, SessionOpened
 from raftkv.client import AsyncClient, Get, Put
+from raftkv.server import transport
 from raftkv.server.errors import NoLeader, RequestTimeout
 from raftkv.server.services import conversation
 from raftkv.state.commands import CommandKind
@@ -61,8 +62,9 @@ async def talk(served: Served) -> AsyncIterator[Talk]:
     talk.call.cancel()
 
 
-def put(each: int, key: bytes = b"", **more: Any) -> pb.SessionRequest:
-    payload = kv_pb2.PutRequest(key=key or b"key/%d" % each, value=b"v%d" % each).SerializeToString()
+def put(each: int, key: bytes = b"", value: bytes | None = None, **more: Any) -> pb.SessionRequest:
+    value = b"v%d" % each if value is None else value
+    payload = kv_pb2.PutRequest(key=key or b"key/%d" % each, value=value).SerializeToString()
     return pb.SessionRequest(id=each, method=PUT, payload=payload, **more)
 
 
@@ -208,6 +210,29 @@ async def test_one_bad_request_is_refused_alone(served: Served, talk: Talk) -> N
     assert answers[4].error.code == Code.UNIMPLEMENTED.value[0]
     assert answers[5].error.reason == "FUTURE_REVISION"
     assert {answers[each].error.executed for each in (2, 3, 4, 5)} == {"no"}
+
+
+async def test_a_request_that_is_too_large_is_refused_alone(served: Served, talk: Talk) -> None:
+    """What gRPC itself lets pass, as large as messages of the stream may be."""
+    limit = served.node.config.max_request_bytes
+    session = await open_session(talk)
+    envelope = len(put(1, value=b"").payload) + 4  # a tag and three bytes of length, which an empty value has not
+
+    def of_size(each: int, size: int) -> pb.SessionRequest:
+        return put(each, value=bytes(size - envelope), session=session, seq=each, first_incomplete=1)
+
+    await talk.send(of_size(1, limit))
+    await talk.send(of_size(2, limit + 1))
+    await talk.send(of_size(3, limit + transport.RECEIVE_MARGIN_BYTES - 64), cancelled=[77])
+    await talk.send(put(4, session=session, seq=4, first_incomplete=1))
+    answers = await talk.receive(5)
+    assert {each: answers[each].error.reason for each in range(1, 5)} == {
+        1: "",
+        2: "REQUEST_TOO_LARGE",
+        3: "REQUEST_TOO_LARGE",
+        4: "",
+    }
+    assert answers[2].error.executed == answers[3].error.executed == "no"
 
 
 async def test_failures_say_whether_it_was_done(served: Served, talk: Talk) -> None:
