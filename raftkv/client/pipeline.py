@@ -370,6 +370,7 @@ class Pipeline:
                 session=session.id,
                 seq=call.seq,
                 first_incomplete=session.first_incomplete,
+                perhaps_done=call.perhaps_done,
             )
             count += 1
             size += len(payload)
@@ -445,12 +446,8 @@ class Pipeline:
         if fault.code == "SESSION_EXPIRED":
             self._session_is_gone(connection, call, fault)
             return
-        # A node without space refuses before it looks whether the cluster has done the call already.
-        if fault.code == "STALE_SEQUENCE" or (fault.kind is FaultKind.NO_SPACE and call.perhaps_done):
-            self._give_up(connection, call, fault, known=False)
-            return
         if fault.kind.is_final:  # what the state refuses was not done under this number, and never will be
-            self._give_up(connection, call, fault, known=fault.not_executed)
+            self._give_up(connection, call, fault, known=fault.not_executed and fault.code != "STALE_SEQUENCE")
             return
         call.perhaps_done = call.perhaps_done or not fault.not_executed
         tries_max = call.retry.attempts_max

@@ -21,6 +21,7 @@ from raftkv.client import (
     RequestTooLarge,
     Retry,
     Timeout,
+    Unavailable,
     pipeline,
 )
 from raftkv.client import session as sessions
@@ -247,6 +248,38 @@ async def test_whatever_passes_is_tried_again_even_if_perhaps_done(
     client = make_client()
     await client.put("k", "v")
     assert table.executed == [b"k"]
+
+
+async def test_a_write_that_was_done_is_answered_though_space_ran_out_meanwhile(
+    cluster: FakeCluster, table: Table, make_client: MakeClient
+) -> None:
+    first = puts_only("break", 1)
+    full = refusal("NO_SPACE", 8)
+
+    def rule(request: session_pb2.SessionRequest) -> session_pb2.SessionError | str | None:
+        is_put = request.method == session_pb2.SESSION_METHOD_PUT
+        return first(request) or (full if is_put and not request.perhaps_done else None)
+
+    for node in nodes_of(cluster):
+        node.rule = rule
+    client = make_client()
+    await client.put("a", "1")
+    with pytest.raises(Unavailable):
+        await client.put("b", "1")
+    assert table.executed == [b"a"]
+
+
+async def test_what_the_state_refuses_for_want_of_space_was_not_done(
+    cluster: FakeCluster, table: Table, make_client: MakeClient
+) -> None:
+    first = puts_only("break-before", 1)
+    refused = puts_only(refusal("NO_SPACE", 8), 1)
+    for node in nodes_of(cluster):
+        node.rule = lambda request: first(request) or refused(request)
+    client = make_client()
+    with pytest.raises(Unavailable, match="NO_SPACE"):
+        await client.put("b", "1")
+    assert table.executed == []
 
 
 async def test_a_refusal_of_the_state_is_an_answer(cluster: FakeCluster, table: Table, make_client: MakeClient) -> None:

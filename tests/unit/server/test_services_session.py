@@ -18,7 +18,7 @@ from raftkv._pb.state_pb2 import SessionCall, SessionExpire, SessionOpen, Sessio
 from raftkv.client import AsyncClient, Get, Put
 from raftkv.server import transport
 from raftkv.server.errors import NoLeader, RequestTimeout
-from raftkv.server.services import conversation
+from raftkv.server.services import conversation, quota
 from raftkv.state.commands import CommandKind
 from raftkv.state.results import Refusal, RefusalCode, Result
 
@@ -386,6 +386,27 @@ async def test_the_quota_refuses_writes_and_says_so(tmp_path: Path) -> None:
             assert answers[1].error.reason == "NO_SPACE"
             assert answers[2].payload
             assert served.node.machine.alarms
+
+
+async def test_what_was_done_before_space_ran_out_has_its_answer_and_nothing_else_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quota, "LOOK_EVERY_S", 0.0)
+    async with serve(FakeNode(tmp_path, quota_backend_bytes=1 << 20)) as served:
+        with contextlib.closing(_Closing(Talk(served))) as closing:
+            talk = closing.talk
+            session = await open_session(talk)
+            numbers: dict[str, Any] = {"session": session, "first_incomplete": 1}
+            first = await talk.ask(put(1, seq=1, **numbers))
+            served.node.bytes_on_disk = 2 << 20
+            assert (await talk.ask(put(2, seq=1, perhaps_done=True, **numbers))).payload == first.payload
+            assert (await talk.ask(put(3, seq=2, **numbers))).error.reason == "NO_SPACE"
+            assert served.node.machine.alarms
+            assert (await talk.ask(put(4, seq=1, perhaps_done=True, **numbers))).payload == first.payload
+            refused = (await talk.ask(put(5, seq=3, perhaps_done=True, **numbers))).error
+            assert (refused.reason, refused.executed) == ("NO_SPACE", "no")
+            assert (await talk.ask(put(6, perhaps_done=True))).error.reason == "NO_SPACE", "of no session"
+            assert served.node.machine.revision == 2
 
 
 class _Closing:
