@@ -14,6 +14,7 @@ from typing import Final
 
 import grpc
 
+from raftkv._pb import session_pb2
 from raftkv.client.errors import (
     Closed,
     Compacted,
@@ -154,6 +155,7 @@ _BY_ETCD_TEXT: Final[dict[str, tuple[FaultKind, str, bool]]] = {
     "request timed out, waiting for the applied index took too long": (FaultKind.TIMEOUT, "TIMEOUT", False),
 }
 _ETCD_PREFIX: Final = "etcdserver: "
+_CODES: Final[dict[int, grpc.StatusCode]] = {code.value[0]: code for code in grpc.StatusCode}
 
 # Codes that both servers give before anything is proposed, or as the stored answer of a command that changed nothing.
 _INVALID_CODES: Final = frozenset(
@@ -191,6 +193,16 @@ def understand(code: grpc.StatusCode, text: str, trailers: Iterable[tuple[str, s
     if known is not None:
         return Fault(known[0], known[1], text, known[2], _retry_after_s(words))
     return _by_grpc_code(code, text, words)
+
+
+def fault_in(error: session_pb2.SessionError) -> Fault:
+    """Say what an error on the session stream means; it has in fields what a failed RPC has in trailers."""
+    trailers = [(key, value) for key, value in error.more.items()]
+    if error.reason:
+        trailers += [(ERROR_TRAILER, error.reason), (EXECUTED_TRAILER, error.executed)]
+    if error.retry_after_ms:
+        trailers.append((RETRY_AFTER_TRAILER, str(error.retry_after_ms)))
+    return understand(_CODES.get(error.code, grpc.StatusCode.UNKNOWN), error.message, trailers)
 
 
 def _by_grpc_code(code: grpc.StatusCode, text: str, words: dict[str, str]) -> Fault:

@@ -12,11 +12,12 @@ from raftkv.client.errors import ConditionFailed, InvalidRequest, LockLost
 from raftkv.client.keys import Namespace, Text, to_bytes
 from raftkv.client.methods import COMPACT, DELETE_RANGE, PUT, RANGE, TXN, Method, RequestT, ResponseT
 from raftkv.client.options import DEFAULT, Consistency, Timeout, TimeoutArg, timeout_from
-from raftkv.client.pipeline import METHODS, Unsupported, pipeline_of
+from raftkv.client.pipeline import Unsupported, pipeline_of
 from raftkv.client.pool import Pool
 from raftkv.client.results import CompactResult, DeleteResult, KeyValue, PutResult, RangeResult, TxnResult
 from raftkv.client.retry import Retry
 from raftkv.client.routing import Purpose
+from raftkv.client.session import METHODS
 from raftkv.client.txn import (
     Branches,
     Delete,

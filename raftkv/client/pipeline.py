@@ -26,45 +26,24 @@ from raftkv.client.connection import Connection
 from raftkv.client.errors import Closed, DeadlineExceeded, OutcomeUnknown, RaftkvError
 from raftkv.client.events import AttemptFailed
 from raftkv.client.faults import (
-    ERROR_TRAILER,
-    EXECUTED_TRAILER,
-    RETRY_AFTER_TRAILER,
     Fault,
     FaultKind,
     closed_under_way,
     error_of,
+    fault_in,
     outcome_unknown,
     understand,
 )
-from raftkv.client.methods import (
-    COMPACT,
-    DELETE_RANGE,
-    LEASE_GRANT,
-    LEASE_REVOKE,
-    PUT,
-    SESSION_STREAM,
-    TXN,
-    Method,
-    RequestT,
-    ResponseT,
-)
+from raftkv.client.methods import SESSION_STREAM, Method, RequestT, ResponseT
 from raftkv.client.options import Timeout
 from raftkv.client.retry import Retry, backoff_s
 from raftkv.client.routing import Purpose
-from raftkv.client.session import Sessions
+from raftkv.client.session import METHODS, Sessions
 from raftkv.client.waiting import Call, Waiting
 
 if TYPE_CHECKING:
     from raftkv.client.pool import Pool
 
-METHODS: Final[dict[Method[Any, Any], session_pb2.SessionMethod.ValueType]] = {
-    PUT: session_pb2.SESSION_METHOD_PUT,
-    DELETE_RANGE: session_pb2.SESSION_METHOD_DELETE_RANGE,
-    TXN: session_pb2.SESSION_METHOD_TXN,
-    COMPACT: session_pb2.SESSION_METHOD_COMPACT,
-    LEASE_GRANT: session_pb2.SESSION_METHOD_LEASE_GRANT,
-    LEASE_REVOKE: session_pb2.SESSION_METHOD_LEASE_REVOKE,
-}
 CALLS_MAX: Final = 10_000  # queued and under way; further callers wait for their turn
 BATCH_CALLS_MAX: Final = 256
 BATCH_BYTES_MAX: Final = 384 << 10
@@ -75,7 +54,6 @@ SILENCE_S: Final = 0.1  # so long nothing was answered, though something is unde
 PROOF_S: Final = 0.2
 
 _Stream = grpc.aio.StreamStreamCall[session_pb2.SessionRequests, session_pb2.SessionResponses]
-_CODES: Final[dict[int, grpc.StatusCode]] = {code.value[0]: code for code in grpc.StatusCode}
 
 
 class Unsupported(Exception):
@@ -114,7 +92,7 @@ class Pipeline:
 
         Raises:
             Unsupported: make a unary call instead.
-            OutcomeUnknown: its time ran out under way, or its session expired.
+            OutcomeUnknown: its time ran out under way, its session expired, or its answer was too large to be kept.
             RaftkvError: as any call.
         """
         pool = self._pool
@@ -417,7 +395,7 @@ class Pipeline:
         if call is self._largest:
             self._largest = None
         if response.HasField("error"):
-            self._refused(connection, call, _fault(response.error))
+            self._refused(connection, call, fault_in(response.error))
             return
         self._complete(call)
         payload = response.payload
@@ -429,7 +407,7 @@ class Pipeline:
         if not response.HasField("error"):
             self._sessions.opened(response.id, response.payload)
             return
-        fault = _fault(response.error)
+        fault = fault_in(response.error)
         for call in self._queue:
             call.fault = fault
         # The request keeps its place in `opening` while it waits, so that nobody opens another one meanwhile.
@@ -518,12 +496,3 @@ def pipeline_of(pool: Pool) -> Pipeline:
         pool.closers.append(pipeline.close)
     assert isinstance(pipeline, Pipeline)
     return pipeline
-
-
-def _fault(error: session_pb2.SessionError) -> Fault:
-    trailers = [(key, value) for key, value in error.more.items()]
-    if error.reason:
-        trailers += [(ERROR_TRAILER, error.reason), (EXECUTED_TRAILER, error.executed)]
-    if error.retry_after_ms:
-        trailers.append((RETRY_AFTER_TRAILER, str(error.retry_after_ms)))
-    return understand(_CODES.get(error.code, grpc.StatusCode.UNKNOWN), error.message, trailers)

@@ -17,20 +17,9 @@ from raftkv.client.faults import Fault
 from raftkv.client.pipeline import Pipeline
 from raftkv.client.waiting import Call
 from tests.unit.client.conftest import FakeCluster
-from tests.unit.client.test_pipeline import Rule, SessionNode, Table, nodes_of, puts_only, refusal
+from tests.unit.client.session_nodes import Rule, nodes_of, puts_only, refusal, with_sessions
 
 MakeClient = Callable[..., AsyncClient]
-
-
-async def with_sessions(cluster: FakeCluster) -> Table:
-    """Give the cluster nodes that have the session stream."""
-    table = Table()
-    for node in cluster.nodes:
-        await node.stop()
-    cluster.nodes = [SessionNode(cluster, member_id, table) for member_id in (1, 2, 3)]
-    for node in cluster.nodes:
-        await node.start()
-    return table
 
 
 def rule_everywhere(cluster: FakeCluster, rule: Rule | None) -> None:

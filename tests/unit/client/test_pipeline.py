@@ -1,27 +1,18 @@
-"""Mutations over the session stream, against scripted nodes that share one replicated table of sessions."""
+"""Mutations over the session stream: how they are sent, and where to."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from collections.abc import Awaitable, Callable
 
-import grpc
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raftkv._pb import kv_pb2, session_pb2, state_pb2
 from raftkv.client import (
     AsyncClient,
-    Closed,
-    ConditionFailed,
     DeadlineExceeded,
-    OutcomeUnknown,
     RequestTooLarge,
-    Retry,
-    Timeout,
-    Unavailable,
     pipeline,
 )
 from raftkv.client import session as sessions
@@ -29,129 +20,15 @@ from raftkv.client.lookout import LEAVE_S
 from raftkv.client.pipeline import BATCH_BYTES_MAX, PROOF_S, SILENCE_S
 from raftkv.client.session import WINDOW, ServerSession
 from tests.unit.client.conftest import FakeCluster, FakeNode, Proxy, Tools
+from tests.unit.client.session_nodes import SessionNode, Table, nodes_of, puts_only, refusal, with_sessions
 
-Rule = Callable[[session_pb2.SessionRequest], session_pb2.SessionError | str | None]
-
-
-class Table:
-    """The sessions of a cluster: what was answered, by (session, number)."""
-
-    def __init__(self) -> None:
-        self.next = 1
-        self.answers: dict[int, dict[int, bytes]] = {}
-        self.executed: list[bytes] = []  # the keys put, in order
-        self.kept_most = 0
-
-    def open(self) -> bytes:
-        session, self.next = self.next, self.next + 1
-        self.answers[session] = {}
-        return state_pb2.SessionOpened(session=session, ttl_ms=60_000).SerializeToString()
-
-
-class SessionNode(FakeNode):
-    """A node with the session stream. `rule` decides about each request: an error, "mute", "break", or None."""
-
-    def __init__(self, cluster: FakeCluster, member_id: int, table: Table) -> None:
-        super().__init__(cluster, member_id)
-        self.table = table
-        self.rule: Rule | None = None
-        self.batches: list[int] = []
-        self.requests: list[session_pb2.SessionRequest] = []
-        self.cancelled: list[int] = []
-
-    def _handlers(self) -> list[grpc.GenericRpcHandler]:
-        stream = grpc.stream_stream_rpc_method_handler(
-            self._stream,
-            request_deserializer=session_pb2.SessionRequests.FromString,
-            response_serializer=session_pb2.SessionResponses.SerializeToString,
-        )
-        return [
-            *super()._handlers(),
-            grpc.method_handlers_generic_handler("raftkv.v1.Session", {"Stream": stream}),
-        ]
-
-    async def _stream(self, requests: Any, context: Any) -> AsyncIterator[session_pb2.SessionResponses]:
-        self.calls.append("Stream")
-        async for message in requests:
-            self.batches.append(len(message.requests))
-            self.cancelled.extend(message.cancelled)
-            answer = session_pb2.SessionResponses()
-            for request in message.requests:
-                self.requests.append(request)
-                verdict = self.rule(request) if self.rule is not None else None
-                if verdict == "break-before":
-                    await context.abort(grpc.StatusCode.UNAVAILABLE, "gone")
-                if isinstance(verdict, session_pb2.SessionError):
-                    answer.responses.add(id=request.id, error=verdict)
-                    continue
-                response = self._carry_out(request)
-                if verdict == "break":
-                    await context.abort(grpc.StatusCode.UNAVAILABLE, "gone")
-                if verdict != "mute":
-                    answer.responses.add().CopyFrom(response)
-            if answer.responses:
-                yield answer
-
-    def _carry_out(self, request: session_pb2.SessionRequest) -> session_pb2.SessionResponse:
-        table = self.table
-        if request.method == session_pb2.SESSION_METHOD_OPEN:
-            return session_pb2.SessionResponse(id=request.id, payload=table.open())
-        if request.method == session_pb2.SESSION_METHOD_CLOSE:
-            for session in state_pb2.SessionExpire.FromString(request.payload).sessions:
-                table.answers.pop(session, None)
-            return session_pb2.SessionResponse(id=request.id)
-        kept = table.answers.get(request.session)
-        if kept is None:
-            return session_pb2.SessionResponse(id=request.id, error=refusal("SESSION_EXPIRED", 9))
-        for seq in [seq for seq in kept if seq < request.first_incomplete]:
-            del kept[seq]
-        if request.seq not in kept:
-            assert len(kept) < WINDOW
-            put = kv_pb2.PutRequest.FromString(request.payload)
-            table.executed.append(put.key)
-            response = self.cluster.put(put)
-            self.fill(response.header)
-            kept[request.seq] = response.SerializeToString()
-            table.kept_most = max(table.kept_most, len(kept))
-        return session_pb2.SessionResponse(id=request.id, payload=kept[request.seq])
-
-
-def refusal(reason: str, code: int, executed: str = "no", retry_after_ms: int = 0) -> session_pb2.SessionError:
-    return session_pb2.SessionError(
-        code=code, message=reason, reason=reason, executed=executed, retry_after_ms=retry_after_ms
-    )
+MakeClient = Callable[..., AsyncClient]
 
 
 @pytest.fixture
 async def table(cluster: FakeCluster) -> Table:
     """Three nodes with the session stream instead of the fixture's own."""
-    table = Table()
-    for node in cluster.nodes:
-        await node.stop()
-    cluster.nodes = [SessionNode(cluster, member_id, table) for member_id in (1, 2, 3)]
-    for node in cluster.nodes:
-        await node.start()
-    return table
-
-
-def nodes_of(cluster: FakeCluster) -> list[SessionNode]:
-    return [node for node in cluster.nodes if isinstance(node, SessionNode)]
-
-
-def puts_only(verdict: session_pb2.SessionError | str, times: int) -> Rule:
-    left = times
-
-    def rule(request: session_pb2.SessionRequest) -> session_pb2.SessionError | str | None:
-        nonlocal left
-        if request.method != session_pb2.SESSION_METHOD_PUT or left <= 0:
-            return None
-        left -= 1
-        return verdict
-
-    return rule
-
-
-MakeClient = Callable[..., AsyncClient]
+    return await with_sessions(cluster)
 
 
 async def test_concurrent_calls_leave_together(cluster: FakeCluster, table: Table, make_client: MakeClient) -> None:
@@ -239,131 +116,6 @@ async def test_a_request_that_is_too_large_and_given_up_takes_no_other_with_it(
     assert sorted(table.executed) == [b"a", b"large", b"small"]
 
 
-@pytest.mark.parametrize(("code", "number"), [("NO_LEADER", 14), ("LEADER_CHANGED", 14), ("TIMEOUT", 14)])
-async def test_whatever_passes_is_tried_again_even_if_perhaps_done(
-    cluster: FakeCluster, table: Table, make_client: MakeClient, code: str, number: int
-) -> None:
-    for node in nodes_of(cluster):
-        node.rule = puts_only(refusal(code, number, "unknown"), 3)
-    client = make_client()
-    await client.put("k", "v")
-    assert table.executed == [b"k"]
-
-
-async def test_a_write_that_was_done_is_answered_though_space_ran_out_meanwhile(
-    cluster: FakeCluster, table: Table, make_client: MakeClient
-) -> None:
-    first = puts_only("break", 1)
-    full = refusal("NO_SPACE", 8)
-
-    def rule(request: session_pb2.SessionRequest) -> session_pb2.SessionError | str | None:
-        is_put = request.method == session_pb2.SESSION_METHOD_PUT
-        return first(request) or (full if is_put and not request.perhaps_done else None)
-
-    for node in nodes_of(cluster):
-        node.rule = rule
-    client = make_client()
-    await client.put("a", "1")
-    with pytest.raises(Unavailable):
-        await client.put("b", "1")
-    assert table.executed == [b"a"]
-
-
-async def test_what_the_state_refuses_for_want_of_space_was_not_done(
-    cluster: FakeCluster, table: Table, make_client: MakeClient
-) -> None:
-    first = puts_only("break-before", 1)
-    refused = puts_only(refusal("NO_SPACE", 8), 1)
-    for node in nodes_of(cluster):
-        node.rule = lambda request: first(request) or refused(request)
-    client = make_client()
-    with pytest.raises(Unavailable, match="NO_SPACE"):
-        await client.put("b", "1")
-    assert table.executed == []
-
-
-async def test_a_refusal_of_the_state_is_an_answer(cluster: FakeCluster, table: Table, make_client: MakeClient) -> None:
-    once = puts_only(refusal("LOCK_LOST", 9), 1)  # whichever node is asked
-    for node in nodes_of(cluster):
-        node.rule = once
-    client = make_client()
-    with pytest.raises(ConditionFailed):
-        await client.put("k", "v")
-    assert table.executed == []
-    await client.put("k", "v")
-
-
-async def test_a_write_that_was_done_is_not_called_invalid_because_its_answer_was_too_large_to_keep(
-    cluster: FakeCluster, table: Table, make_client: MakeClient
-) -> None:
-    """Its stream breaks before the answer; repeated, it is told that it was done, and nothing else."""
-    first = puts_only("break", 1)
-    again = puts_only(refusal("RESULT_NOT_KEPT", 9, "unknown"), 1)
-    for node in nodes_of(cluster):
-        node.rule = lambda request: first(request) or again(request)
-    client = make_client()
-    with pytest.raises(OutcomeUnknown, match="was done once, its answer is lost") as caught:
-        await client.put("k", "v")
-    assert caught.value.code == "RESULT_NOT_KEPT"
-    assert table.executed == [b"k"]
-
-
-async def test_an_expired_session_is_replaced_where_nothing_can_have_been_done(
-    cluster: FakeCluster, table: Table, make_client: MakeClient
-) -> None:
-    client = make_client()
-    await client.put("a", "1")
-    table.answers.clear()
-    await client.put("b", "1")
-    assert table.executed == [b"a", b"b"]
-
-
-async def test_an_expired_session_leaves_what_was_sent_before_unknown(
-    cluster: FakeCluster, table: Table, make_client: MakeClient
-) -> None:
-    """Invariant X3: it is never run again under a new session."""
-    client = make_client()
-    await client.put("a", "1")
-
-    def expire_and_break(request: session_pb2.SessionRequest) -> str | None:
-        if request.method == session_pb2.SESSION_METHOD_PUT:
-            table.answers.clear()
-            for node in nodes_of(cluster):
-                node.rule = None
-            return "break-before"
-        return None
-
-    for node in nodes_of(cluster):
-        node.rule = expire_and_break
-    with pytest.raises(OutcomeUnknown):
-        await client.put("b", "1")
-    assert table.executed == [b"a"]
-    await client.put("c", "1")
-
-
-async def test_an_expired_session_is_replaced_where_all_attempts_were_refused_undone(
-    cluster: FakeCluster, table: Table, make_client: MakeClient
-) -> None:
-    client = make_client()
-    await client.put("a", "1")
-    refused = 0
-
-    def refuse_then_expire(request: session_pb2.SessionRequest) -> session_pb2.SessionError | None:
-        nonlocal refused
-        if request.method != session_pb2.SESSION_METHOD_PUT or refused == 2:
-            return None
-        refused += 1
-        if refused == 2:
-            table.answers.clear()
-        return refusal("NO_LEADER", 14)
-
-    for node in nodes_of(cluster):
-        node.rule = refuse_then_expire
-    await client.put("b", "1")
-    assert table.executed == [b"a", b"b"]
-    assert refused == 2
-
-
 async def test_a_call_that_is_given_up_between_two_attempts_makes_room_for_the_next(
     cluster: FakeCluster, table: Table, make_client: MakeClient, tools: type[Tools], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -381,22 +133,6 @@ async def test_a_call_that_is_given_up_between_two_attempts_makes_room_for_the_n
         await first
     await following
     assert table.executed == [b"next"]
-
-
-async def test_time_that_runs_out_under_way_is_unknown_and_in_the_queue_is_not(
-    cluster: FakeCluster, table: Table, make_client: MakeClient
-) -> None:
-    client = make_client()
-    await client.put("a", "1")
-    for node in nodes_of(cluster):
-        node.rule = lambda request: "mute"
-    with pytest.raises(OutcomeUnknown):
-        await client.put("b", "1", timeout=0.3)
-    for node in cluster.nodes:
-        await node.stop()
-    await asyncio.sleep(0.1)
-    with pytest.raises(DeadlineExceeded):
-        await client.put("c", "1", timeout=0.3)
 
 
 async def test_a_cancelled_call_that_was_not_sent_is_never_sent(
@@ -559,81 +295,6 @@ async def test_calls_that_wait_for_room_learn_that_the_stream_is_not_there(
     async with asyncio.timeout(10):
         await asyncio.gather(*(client.put(f"k{number}", "v", timeout=None) for number in range(5)))
     assert sum(node.count("Put") for node in cluster.nodes) == 5
-
-
-@pytest.mark.parametrize("silent_about", ["OPEN", "PUT"])
-async def test_a_node_without_the_stream_gets_as_a_unary_call_only_what_was_never_sent(
-    cluster: FakeCluster, table: Table, make_client: MakeClient, tools: type[Tools], silent_about: str
-) -> None:
-    """A mixed cluster, whose only node with the stream dies at one request or the other."""
-    first, *others = nodes_of(cluster)
-    for number, node in enumerate(others, 1):
-        await node.stop()
-        cluster.nodes[number] = FakeNode(cluster, node.member_id)
-        await cluster.nodes[number].start()
-    silent = session_pb2.SessionMethod.Value(f"SESSION_METHOD_{silent_about}")
-    first.rule = lambda request: "mute" if request.method == silent else None
-    client = make_client()
-    await client.get("k")
-    router = client._context.pool.router
-    await tools.until(lambda: getattr(router.leader(), "endpoint", "") == first.endpoint)
-    writing = asyncio.create_task(client.put("k", "v", timeout=1.5))
-    await tools.until(lambda: any(request.method == silent for request in first.requests))
-    await first.stop()
-    if silent_about == "OPEN":
-        await writing
-    else:
-        with pytest.raises(OutcomeUnknown):
-            await writing
-    assert sum(node.count("Put") for node in cluster.nodes) == (silent_about == "OPEN")
-    assert cluster.data[b"k"].version == 1
-
-
-async def test_what_was_perhaps_done_is_told_as_that_when_there_is_nobody_left_to_ask(
-    cluster: FakeCluster, table: Table, make_client: MakeClient
-) -> None:
-    client = make_client()
-    await client.put("a", "1")
-
-    def lose_everybody(request: session_pb2.SessionRequest) -> str:
-        for connection in client._context.pool.connections:
-            connection.foreign = True
-        client._context.pool.router.forget_choices()
-        return "break"
-
-    for node in nodes_of(cluster):
-        node.rule = lose_everybody
-    with pytest.raises(OutcomeUnknown):
-        await client.put("b", "1")
-    assert table.executed == [b"a", b"b"]
-
-
-@pytest.mark.parametrize("executed", ["no", "unknown"])
-async def test_a_client_that_is_closed_ends_calls_between_two_attempts_and_says_what_is_known(
-    cluster: FakeCluster, table: Table, make_client: MakeClient, tools: type[Tools], executed: str
-) -> None:
-    for node in nodes_of(cluster):
-        node.rule = puts_only(refusal("TIMEOUT", 14, executed, retry_after_ms=60_000), 1)
-    client = make_client()
-    writing = asyncio.create_task(client.put("k", "v", timeout=None))
-    await tools.until(lambda: client.stats().retries > 0)
-    await client.close()
-    with pytest.raises(Closed) as caught:
-        async with asyncio.timeout(5):
-            await writing
-    assert caught.value.perhaps_done is (executed == "unknown")
-    assert ("is not known" in str(caught.value)) is caught.value.perhaps_done
-
-
-async def test_attempts_are_bounded_where_the_caller_says_so(
-    cluster: FakeCluster, table: Table, make_client: MakeClient
-) -> None:
-    for node in nodes_of(cluster):
-        node.rule = puts_only(refusal("NO_LEADER", 14), 10)
-    client = make_client(retry=Retry(attempts_max=2), timeout=Timeout(total=5))
-    with pytest.raises(ConnectionError) as caught:
-        await client.put("k", "v")
-    assert caught.value.attempts == 2  # type: ignore[attr-defined]
 
 
 @given(st.lists(st.integers(0, WINDOW * 2), max_size=300))
