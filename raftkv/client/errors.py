@@ -155,8 +155,10 @@ class Overloaded(Unavailable):
 class OutcomeUnknown(RaftkvError):
     """Perhaps done, perhaps not: a write was sent and its answer did not arrive.
 
-    The SDK never repeats such a write by itself. Read what it would have changed, or make the write conditional
-    (`if_revision`, `txn`) so that repeating it is harmless.
+    Within its session the SDK has repeated the write until its time ran out or the session had expired; without one
+    (against etcd, with `retry=None`) it never repeats such a write. With the code `RESULT_NOT_KEPT` it was done, once,
+    and its answer is lost. Read what it would have changed, or make the write conditional (`if_revision`, `txn`), so
+    that repeating it is harmless.
     """
 
 

@@ -276,8 +276,9 @@ class KV:
             ConditionFailed: `if_revision` or `if_absent` does not hold; `.current` is what the key holds.
             LeaseNotFound: there is no such lease.
             LockLost: a lock among `guards` is not held any more.
-            OutcomeUnknown: it was sent and no answer arrived. It is not repeated by the SDK; with `if_revision` or
-                `if_absent` you may repeat it yourself: at most one of the two takes effect.
+            OutcomeUnknown: it was sent and no answer arrived in time, however often the SDK repeated it within its
+                session (against etcd: never); or the session expired. With `if_revision` or `if_absent` you may repeat
+                it yourself: at most one of the two takes effect.
             Unavailable: it was not done, repeat it as you like.
             RequestTooLarge, InvalidRequest: it can never be done.
 

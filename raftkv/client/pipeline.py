@@ -5,8 +5,9 @@
                         +----------+  the stream broke, no leader, ...: the same number again, perhaps elsewhere
 
 Because each mutation keeps its (session, number), repeating it is harmless: callers do not see leader changes, broken
-connections or dead nodes, and `OutcomeUnknown` is left for an expired session and for time that ran out. A server
-without the service (etcd, raftkv before 0.2) answers UNIMPLEMENTED to the first stream; from then on calls are unary.
+connections or dead nodes, and `OutcomeUnknown` is left for an expired session, for time that ran out, and for what was
+done with an answer too large to be kept. A server without the service (etcd, raftkv before 0.2) answers UNIMPLEMENTED
+to the first stream; from then on calls are unary.
 """
 
 from __future__ import annotations
