@@ -367,9 +367,9 @@ class Pipeline:
             try:
                 message = await stream.read()
             except asyncio.CancelledError:
-                if stream.cancelled() and not being_cancelled():
-                    raise EOFError from None  # abandoned: the node fell silent or stops serving
-                raise
+                if being_cancelled():
+                    raise
+                raise EOFError from None  # the stream was abandoned: the node fell silent or stops serving
             if not isinstance(message, session_pb2.SessionResponses):
                 raise EOFError
             self._ever_served = True

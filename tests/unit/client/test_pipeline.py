@@ -224,6 +224,22 @@ async def test_a_node_that_is_only_slow_keeps_the_stream(
     await asyncio.gather(waiting, return_exceptions=True)
 
 
+async def test_a_stream_that_had_ended_when_it_was_abandoned_is_followed_by_another(
+    cluster: FakeCluster, table: Table, make_client: MakeClient, tools: type[Tools], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then its reader is told of a cancellation of which the stream itself knows nothing."""
+    client = make_client()
+    await client.put("a", "1")
+    at = client._context.pool.parts["pipeline"]
+    stream = at._stream
+    monkeypatch.setattr(type(stream), "cancelled", lambda call: False)
+    for connection in client._context.pool.connections:
+        connection.abandon_streams()
+    await tools.until(lambda: at._stream is not stream)
+    await client.put("b", "1")
+    assert table.executed == [b"a", b"b"]
+
+
 @pytest.mark.parametrize("turns", range(8))
 async def test_a_client_that_is_closed_while_its_stream_breaks_does_not_hang(
     cluster: FakeCluster, table: Table, make_client: MakeClient, turns: int
