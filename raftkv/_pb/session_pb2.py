@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17raftkv/v1/session.proto\x12\traftkv.v1\"\xa3\x01\n\x0eSessionRequest\x12\n\n\x02id\x18\x01 \x01(\x04\x12(\n\x06method\x18\x02 \x01(\x0e\x32\x18.raftkv.v1.SessionMethod\x12\x0f\n\x07payload\x18\x03 \x01(\x0c\x12\x12\n\ntimeout_ms\x18\x04 \x01(\r\x12\x0f\n\x07session\x18\x05 \x01(\x04\x12\x0b\n\x03seq\x18\x06 \x01(\x04\x12\x18\n\x10\x66irst_incomplete\x18\x07 \x01(\x04\"Q\n\x0fSessionRequests\x12+\n\x08requests\x18\x01 \x03(\x0b\x32\x19.raftkv.v1.SessionRequest\x12\x11\n\tcancelled\x18\x02 \x03(\x04\"\xc5\x01\n\x0cSessionError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\r\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x10\n\x08\x65xecuted\x18\x04 \x01(\t\x12\x16\n\x0eretry_after_ms\x18\x05 \x01(\r\x12/\n\x04more\x18\x06 \x03(\x0b\x32!.raftkv.v1.SessionError.MoreEntry\x1a+\n\tMoreEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"d\n\x0fSessionResponse\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x11\n\x07payload\x18\x02 \x01(\x0cH\x00\x12(\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x17.raftkv.v1.SessionErrorH\x00\x42\x08\n\x06result\"A\n\x10SessionResponses\x12-\n\tresponses\x18\x01 \x03(\x0b\x32\x1a.raftkv.v1.SessionResponse*\xf2\x02\n\rSessionMethod\x12\x1a\n\x16SESSION_METHOD_UNKNOWN\x10\x00\x12\x16\n\x12SESSION_METHOD_PUT\x10\x01\x12\x1f\n\x1bSESSION_METHOD_DELETE_RANGE\x10\x02\x12\x16\n\x12SESSION_METHOD_TXN\x10\x03\x12\x1a\n\x16SESSION_METHOD_COMPACT\x10\x04\x12\x18\n\x14SESSION_METHOD_RANGE\x10\x05\x12\x1e\n\x1aSESSION_METHOD_LEASE_GRANT\x10\x08\x12\x1f\n\x1bSESSION_METHOD_LEASE_REVOKE\x10\t\x12#\n\x1fSESSION_METHOD_LEASE_KEEP_ALIVE\x10\n\x12%\n!SESSION_METHOD_LEASE_TIME_TO_LIVE\x10\x0b\x12\x17\n\x13SESSION_METHOD_OPEN\x10\x10\x12\x18\n\x14SESSION_METHOD_CLOSE\x10\x11\x32P\n\x07Session\x12\x45\n\x06Stream\x12\x1a.raftkv.v1.SessionRequests\x1a\x1b.raftkv.v1.SessionResponses(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17raftkv/v1/session.proto\x12\traftkv.v1\"\xb9\x01\n\x0eSessionRequest\x12\n\n\x02id\x18\x01 \x01(\x04\x12(\n\x06method\x18\x02 \x01(\x0e\x32\x18.raftkv.v1.SessionMethod\x12\x0f\n\x07payload\x18\x03 \x01(\x0c\x12\x12\n\ntimeout_ms\x18\x04 \x01(\r\x12\x0f\n\x07session\x18\x05 \x01(\x04\x12\x0b\n\x03seq\x18\x06 \x01(\x04\x12\x18\n\x10\x66irst_incomplete\x18\x07 \x01(\x04\x12\x14\n\x0cperhaps_done\x18\x08 \x01(\x08\"Q\n\x0fSessionRequests\x12+\n\x08requests\x18\x01 \x03(\x0b\x32\x19.raftkv.v1.SessionRequest\x12\x11\n\tcancelled\x18\x02 \x03(\x04\"\xc5\x01\n\x0cSessionError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\r\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x10\n\x08\x65xecuted\x18\x04 \x01(\t\x12\x16\n\x0eretry_after_ms\x18\x05 \x01(\r\x12/\n\x04more\x18\x06 \x03(\x0b\x32!.raftkv.v1.SessionError.MoreEntry\x1a+\n\tMoreEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"d\n\x0fSessionResponse\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x11\n\x07payload\x18\x02 \x01(\x0cH\x00\x12(\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x17.raftkv.v1.SessionErrorH\x00\x42\x08\n\x06result\"A\n\x10SessionResponses\x12-\n\tresponses\x18\x01 \x03(\x0b\x32\x1a.raftkv.v1.SessionResponse*\xf2\x02\n\rSessionMethod\x12\x1a\n\x16SESSION_METHOD_UNKNOWN\x10\x00\x12\x16\n\x12SESSION_METHOD_PUT\x10\x01\x12\x1f\n\x1bSESSION_METHOD_DELETE_RANGE\x10\x02\x12\x16\n\x12SESSION_METHOD_TXN\x10\x03\x12\x1a\n\x16SESSION_METHOD_COMPACT\x10\x04\x12\x18\n\x14SESSION_METHOD_RANGE\x10\x05\x12\x1e\n\x1aSESSION_METHOD_LEASE_GRANT\x10\x08\x12\x1f\n\x1bSESSION_METHOD_LEASE_REVOKE\x10\t\x12#\n\x1fSESSION_METHOD_LEASE_KEEP_ALIVE\x10\n\x12%\n!SESSION_METHOD_LEASE_TIME_TO_LIVE\x10\x0b\x12\x17\n\x13SESSION_METHOD_OPEN\x10\x10\x12\x18\n\x14SESSION_METHOD_CLOSE\x10\x11\x32P\n\x07Session\x12\x45\n\x06Stream\x12\x1a.raftkv.v1.SessionRequests\x1a\x1b.raftkv.v1.SessionResponses(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,20 +33,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SESSIONERROR_MOREENTRY']._loaded_options = None
   _globals['_SESSIONERROR_MOREENTRY']._serialized_options = b'8\001'
-  _globals['_SESSIONMETHOD']._serialized_start=657
-  _globals['_SESSIONMETHOD']._serialized_end=1027
+  _globals['_SESSIONMETHOD']._serialized_start=679
+  _globals['_SESSIONMETHOD']._serialized_end=1049
   _globals['_SESSIONREQUEST']._serialized_start=39
-  _globals['_SESSIONREQUEST']._serialized_end=202
-  _globals['_SESSIONREQUESTS']._serialized_start=204
-  _globals['_SESSIONREQUESTS']._serialized_end=285
-  _globals['_SESSIONERROR']._serialized_start=288
-  _globals['_SESSIONERROR']._serialized_end=485
-  _globals['_SESSIONERROR_MOREENTRY']._serialized_start=442
-  _globals['_SESSIONERROR_MOREENTRY']._serialized_end=485
-  _globals['_SESSIONRESPONSE']._serialized_start=487
-  _globals['_SESSIONRESPONSE']._serialized_end=587
-  _globals['_SESSIONRESPONSES']._serialized_start=589
-  _globals['_SESSIONRESPONSES']._serialized_end=654
-  _globals['_SESSION']._serialized_start=1029
-  _globals['_SESSION']._serialized_end=1109
+  _globals['_SESSIONREQUEST']._serialized_end=224
+  _globals['_SESSIONREQUESTS']._serialized_start=226
+  _globals['_SESSIONREQUESTS']._serialized_end=307
+  _globals['_SESSIONERROR']._serialized_start=310
+  _globals['_SESSIONERROR']._serialized_end=507
+  _globals['_SESSIONERROR_MOREENTRY']._serialized_start=464
+  _globals['_SESSIONERROR_MOREENTRY']._serialized_end=507
+  _globals['_SESSIONRESPONSE']._serialized_start=509
+  _globals['_SESSIONRESPONSE']._serialized_end=609
+  _globals['_SESSIONRESPONSES']._serialized_start=611
+  _globals['_SESSIONRESPONSES']._serialized_end=676
+  _globals['_SESSION']._serialized_start=1051
+  _globals['_SESSION']._serialized_end=1131
 # @@protoc_insertion_point(module_scope)

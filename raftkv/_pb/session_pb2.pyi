@@ -68,6 +68,7 @@ class SessionRequest(_message.Message):
     SESSION_FIELD_NUMBER: _builtins.int
     SEQ_FIELD_NUMBER: _builtins.int
     FIRST_INCOMPLETE_FIELD_NUMBER: _builtins.int
+    PERHAPS_DONE_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     """The client's own number, to match the response; any order of responses is possible."""
     method: Global___SessionMethod.ValueType
@@ -78,6 +79,10 @@ class SessionRequest(_message.Message):
     """A mutation within a session: `seq` as in SessionCall; 0 is none."""
     seq: _builtins.int
     first_incomplete: _builtins.int
+    perhaps_done: _builtins.bool
+    """An earlier attempt of this call may have been carried out: the state alone says what became of it, so the node does
+    not refuse it for want of space. Means nothing without a session.
+    """
     def __init__(
         self,
         *,
@@ -88,10 +93,11 @@ class SessionRequest(_message.Message):
         session: _builtins.int = ...,
         seq: _builtins.int = ...,
         first_incomplete: _builtins.int = ...,
+        perhaps_done: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_incomplete", b"first_incomplete", "id", b"id", "method", b"method", "payload", b"payload", "seq", b"seq", "session", b"session", "timeout_ms", b"timeout_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_incomplete", b"first_incomplete", "id", b"id", "method", b"method", "payload", b"payload", "perhaps_done", b"perhaps_done", "seq", b"seq", "session", b"session", "timeout_ms", b"timeout_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -16,9 +16,9 @@ import grpc
 import grpc.aio
 
 from raftkv.client.connection import Connection
-from raftkv.client.errors import Closed, DeadlineExceeded, RaftkvError, Unavailable
+from raftkv.client.errors import DeadlineExceeded, RaftkvError, Unavailable
 from raftkv.client.events import AttemptFailed
-from raftkv.client.faults import Fault, FaultKind, error_of, outcome_unknown, understand
+from raftkv.client.faults import Fault, FaultKind, closed_under_way, error_of, outcome_unknown, understand
 from raftkv.client.methods import Method, RequestT, ResponseT
 from raftkv.client.options import Timeout
 from raftkv.client.pool import Pool
@@ -235,5 +235,4 @@ def _raise_if_closed(pool: Pool, connection: Connection, mutation: bool) -> None
     """Closing the client cancels the calls in flight; their callers were not cancelled themselves."""
     task = asyncio.current_task()
     if pool.closed and (task is None or not task.cancelling()):
-        done = "; whether this write was done is not known" if mutation else ""
-        raise Closed(f"the client was closed during the call{done}", endpoint=connection.endpoint, attempts=1) from None
+        raise closed_under_way(mutation, endpoint=connection.endpoint, attempts=1) from None

@@ -215,7 +215,8 @@ class AsyncClient(KV, LeaseCalls, WatchCalls, LockCalls, ElectionCalls):
         Args:
             method: which RPC.
             request: its request message.
-            purpose: what the request needs: a WRITE is never repeated where its outcome is unknown.
+            purpose: what the request needs: a WRITE is never repeated where its outcome is unknown, unless
+                it goes in a session.
             timeout: as in every call.
         Raises:
             RaftkvError: as every call.

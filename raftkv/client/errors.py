@@ -6,7 +6,7 @@
     ├─ ConditionFailed    the data says no: LeaseNotFound, LockLost, SessionExpired
     ├─ Unavailable        not done, safe to repeat: NoLeader, LeaderChanged, Overloaded, DeadlineExceeded
     ├─ OutcomeUnknown     perhaps done: a write whose answer did not arrive
-    └─ Closed             your own code closed this client (or forked away from it)
+    └─ Closed             your own code closed this client (or forked away from it); `.perhaps_done` says the rest
 
 `Unavailable` is also a `ConnectionError`, and a call that was not done when its time ran out is also a `TimeoutError`,
 so that code which knows nothing of raftkv can catch both.
@@ -155,10 +155,19 @@ class Overloaded(Unavailable):
 class OutcomeUnknown(RaftkvError):
     """Perhaps done, perhaps not: a write was sent and its answer did not arrive.
 
-    The SDK never repeats such a write by itself. Read what it would have changed, or make the write conditional
-    (`if_revision`, `txn`) so that repeating it is harmless.
+    Within its session the SDK has repeated the write until its time ran out or the session had expired; without one
+    (against etcd, with `retry=None`) it never repeats such a write. With the code `RESULT_NOT_KEPT` it was done, once,
+    and its answer is lost. Read what it would have changed, or make the write conditional (`if_revision`, `txn`), so
+    that repeating it is harmless.
     """
 
 
 class Closed(RaftkvError):
-    """This client was closed by your own code, or belongs to the process this one was forked from."""
+    """This client was closed by your own code, or belongs to the process this one was forked from.
+
+    Attributes:
+        perhaps_done: True for a write that was under way when the client was closed: perhaps it was done. False: the
+            call changed nothing.
+    """
+
+    perhaps_done: bool = False

@@ -14,7 +14,9 @@ from typing import Final
 
 import grpc
 
+from raftkv._pb import session_pb2
 from raftkv.client.errors import (
+    Closed,
     Compacted,
     ConditionFailed,
     DeadlineExceeded,
@@ -42,7 +44,7 @@ RETRY_AFTER_TRAILER: Final = "grpc-retry-pushback-ms"
 
 
 class FaultKind(enum.Enum):
-    """Why an attempt failed; the first five can never succeed by trying again."""
+    """Why an attempt failed; the first seven can never succeed by trying again."""
 
     INVALID = enum.auto()
     TOO_LARGE = enum.auto()
@@ -50,6 +52,7 @@ class FaultKind(enum.Enum):
     COMPACTED = enum.auto()
     CONDITION = enum.auto()
     NO_SPACE = enum.auto()  # not done, but waiting does not help either
+    ANSWER_LOST = enum.auto()  # done, once; nobody has the answer any more
     NO_LEADER = enum.auto()
     LEADER_CHANGED = enum.auto()
     OVERLOADED = enum.auto()
@@ -84,6 +87,7 @@ _FINAL: Final = frozenset(
         FaultKind.COMPACTED,
         FaultKind.CONDITION,
         FaultKind.NO_SPACE,
+        FaultKind.ANSWER_LOST,
     }
 )
 
@@ -116,6 +120,7 @@ _BY_CODE: Final[dict[str, FaultKind]] = {
     "LOCK_LOST": FaultKind.CONDITION,
     "SESSION_EXPIRED": FaultKind.CONDITION,
     "NO_SPACE": FaultKind.NO_SPACE,
+    "RESULT_NOT_KEPT": FaultKind.ANSWER_LOST,
     "NO_LEADER": FaultKind.NO_LEADER,
     "NOT_LEADER": FaultKind.LEADER_CHANGED,
     "LEADER_CHANGED": FaultKind.LEADER_CHANGED,
@@ -150,6 +155,7 @@ _BY_ETCD_TEXT: Final[dict[str, tuple[FaultKind, str, bool]]] = {
     "request timed out, waiting for the applied index took too long": (FaultKind.TIMEOUT, "TIMEOUT", False),
 }
 _ETCD_PREFIX: Final = "etcdserver: "
+_CODES: Final[dict[int, grpc.StatusCode]] = {code.value[0]: code for code in grpc.StatusCode}
 
 # Codes that both servers give before anything is proposed, or as the stored answer of a command that changed nothing.
 _INVALID_CODES: Final = frozenset(
@@ -187,6 +193,16 @@ def understand(code: grpc.StatusCode, text: str, trailers: Iterable[tuple[str, s
     if known is not None:
         return Fault(known[0], known[1], text, known[2], _retry_after_s(words))
     return _by_grpc_code(code, text, words)
+
+
+def fault_in(error: session_pb2.SessionError) -> Fault:
+    """Say what an error on the session stream means; it has in fields what a failed RPC has in trailers."""
+    trailers = [(key, value) for key, value in error.more.items()]
+    if error.reason:
+        trailers += [(ERROR_TRAILER, error.reason), (EXECUTED_TRAILER, error.executed)]
+    if error.retry_after_ms:
+        trailers.append((RETRY_AFTER_TRAILER, str(error.retry_after_ms)))
+    return understand(_CODES.get(error.code, grpc.StatusCode.UNKNOWN), error.message, trailers)
 
 
 def _by_grpc_code(code: grpc.StatusCode, text: str, words: dict[str, str]) -> Fault:
@@ -259,9 +275,20 @@ def error_of(fault: Fault, *, endpoint: str | None, attempts: int, time_is_up: b
 
 def outcome_unknown(fault: Fault, *, endpoint: str | None, attempts: int) -> OutcomeUnknown:
     """The exception for a write that was sent and whose answer did not arrive."""
+    what = "the write was sent, whether it was done is not known"
+    if fault.kind is FaultKind.ANSWER_LOST:
+        what = "the write was done once, its answer is lost"
     return OutcomeUnknown(
-        f"the write was sent, whether it was done is not known: {fault.text or fault.code}",
+        f"{what}: {fault.text or fault.code}",
         code=fault.code,
         endpoint=endpoint,
         attempts=attempts,
     )
+
+
+def closed_under_way(perhaps_done: bool, *, endpoint: str | None = None, attempts: int = 0) -> Closed:
+    """The exception for a call that was under way when its client was closed."""
+    done = "whether this write was done is not known" if perhaps_done else "it changed nothing"
+    error = Closed(f"the client was closed during the call; {done}", endpoint=endpoint, attempts=attempts)
+    error.perhaps_done = perhaps_done
+    return error

@@ -302,7 +302,7 @@ class Feed:
         except asyncio.InvalidStateError:
             return  # ended before the first write
         except asyncio.CancelledError:
-            if not call.cancelled() or being_cancelled():
+            if being_cancelled():
                 raise
             # Abandoned by the pool: the node fell silent or stopped serving.
         finally:

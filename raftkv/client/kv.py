@@ -12,11 +12,12 @@ from raftkv.client.errors import ConditionFailed, InvalidRequest, LockLost
 from raftkv.client.keys import Namespace, Text, to_bytes
 from raftkv.client.methods import COMPACT, DELETE_RANGE, PUT, RANGE, TXN, Method, RequestT, ResponseT
 from raftkv.client.options import DEFAULT, Consistency, Timeout, TimeoutArg, timeout_from
-from raftkv.client.pipeline import METHODS, UNARY_BYTES, Unsupported, pipeline_of
+from raftkv.client.pipeline import Unsupported, pipeline_of
 from raftkv.client.pool import Pool
 from raftkv.client.results import CompactResult, DeleteResult, KeyValue, PutResult, RangeResult, TxnResult
 from raftkv.client.retry import Retry
 from raftkv.client.routing import Purpose
+from raftkv.client.session import METHODS
 from raftkv.client.txn import (
     Branches,
     Delete,
@@ -64,12 +65,10 @@ class Context:
             pool.enter()
             pipeline = pipeline_of(pool)
             if not pipeline.unsupported:
-                payload = method.serialize(request)
-                if len(payload) < UNARY_BYTES:
-                    try:
-                        return await pipeline.call(method, payload, limits, self.retry)
-                    except Unsupported:
-                        pool.calls -= 1  # counted again as the unary call it becomes
+                try:
+                    return await pipeline.call(method, method.serialize(request), limits, self.retry)
+                except Unsupported:
+                    pool.calls -= 1  # counted again as the unary call it becomes
         return await invoke(pool, method, request, purpose=purpose, timeout=limits, retry=self.retry)
 
     def read_purpose(self, serializable: bool | None) -> Purpose:
@@ -277,8 +276,9 @@ class KV:
             ConditionFailed: `if_revision` or `if_absent` does not hold; `.current` is what the key holds.
             LeaseNotFound: there is no such lease.
             LockLost: a lock among `guards` is not held any more.
-            OutcomeUnknown: it was sent and no answer arrived. It is not repeated by the SDK; with `if_revision` or
-                `if_absent` you may repeat it yourself: at most one of the two takes effect.
+            OutcomeUnknown: it was sent and no answer arrived in time, however often the SDK repeated it within its
+                session (against etcd: never); or the session expired. With `if_revision` or `if_absent` you may repeat
+                it yourself: at most one of the two takes effect.
             Unavailable: it was not done, repeat it as you like.
             RequestTooLarge, InvalidRequest: it can never be done.
 

@@ -5,8 +5,9 @@
                         +----------+  the stream broke, no leader, ...: the same number again, perhaps elsewhere
 
 Because each mutation keeps its (session, number), repeating it is harmless: callers do not see leader changes, broken
-connections or dead nodes, and `OutcomeUnknown` is left for an expired session and for time that ran out. A server
-without the service (etcd, raftkv before 0.2) answers UNIMPLEMENTED to the first stream; from then on calls are unary.
+connections or dead nodes, and `OutcomeUnknown` is left for an expired session, for time that ran out, and for what was
+done with an answer too large to be kept. A server without the service (etcd, raftkv before 0.2) answers UNIMPLEMENTED
+to the first stream; from then on calls are unary.
 """
 
 from __future__ import annotations
@@ -26,54 +27,34 @@ from raftkv.client.connection import Connection
 from raftkv.client.errors import Closed, DeadlineExceeded, OutcomeUnknown, RaftkvError
 from raftkv.client.events import AttemptFailed
 from raftkv.client.faults import (
-    ERROR_TRAILER,
-    EXECUTED_TRAILER,
-    RETRY_AFTER_TRAILER,
     Fault,
     FaultKind,
+    closed_under_way,
     error_of,
+    fault_in,
     outcome_unknown,
     understand,
 )
-from raftkv.client.methods import (
-    COMPACT,
-    DELETE_RANGE,
-    LEASE_GRANT,
-    LEASE_REVOKE,
-    PUT,
-    SESSION_STREAM,
-    TXN,
-    Method,
-    RequestT,
-    ResponseT,
-)
+from raftkv.client.methods import SESSION_STREAM, Method, RequestT, ResponseT
 from raftkv.client.options import Timeout
 from raftkv.client.retry import Retry, backoff_s
 from raftkv.client.routing import Purpose
-from raftkv.client.session import Sessions
+from raftkv.client.session import METHODS, Sessions
 from raftkv.client.waiting import Call, Waiting
 
 if TYPE_CHECKING:
     from raftkv.client.pool import Pool
 
-METHODS: Final[dict[Method[Any, Any], session_pb2.SessionMethod.ValueType]] = {
-    PUT: session_pb2.SESSION_METHOD_PUT,
-    DELETE_RANGE: session_pb2.SESSION_METHOD_DELETE_RANGE,
-    TXN: session_pb2.SESSION_METHOD_TXN,
-    COMPACT: session_pb2.SESSION_METHOD_COMPACT,
-    LEASE_GRANT: session_pb2.SESSION_METHOD_LEASE_GRANT,
-    LEASE_REVOKE: session_pb2.SESSION_METHOD_LEASE_REVOKE,
-}
 CALLS_MAX: Final = 10_000  # queued and under way; further callers wait for their turn
 BATCH_CALLS_MAX: Final = 256
-BATCH_BYTES_MAX: Final = 512 << 10
-UNARY_BYTES: Final = 512 << 10  # larger requests go alone, or they would hold up the small ones
+BATCH_BYTES_MAX: Final = 384 << 10
+"""Of requests in a message; a larger one goes alone. Nodes let a message exceed the largest request by 512 KiB, so with
+its envelopes no batch is refused by gRPC for its size, however small that is: only a request that goes alone."""
 CLOSE_S: Final = 0.25
 SILENCE_S: Final = 0.1  # so long nothing was answered, though something is under way: does the node live?
 PROOF_S: Final = 0.2
 
 _Stream = grpc.aio.StreamStreamCall[session_pb2.SessionRequests, session_pb2.SessionResponses]
-_CODES: Final[dict[int, grpc.StatusCode]] = {code.value[0]: code for code in grpc.StatusCode}
 
 
 class Unsupported(Exception):
@@ -90,7 +71,10 @@ class Pipeline:
         self._waiting = Waiting(self._loop, CALLS_MAX, self._time_is_up)
         self._queue: deque[Call] = deque()  # not yet numbered, or to be sent again
         self._under_way: dict[int, Call] = {}  # sent over the stream that is open now, by id
+        self._resting: set[Call] = set()  # refused for now: back in the queue after a pause
+        self._end: Exception | None = None  # nothing is sent any more, and this is why
         self._sessions = Sessions()
+        self._largest: Call | None = None  # of those that went alone over this stream, while it is not answered
         self._cancelled: list[int] = []
         self._next_id = 1
         self._wake = asyncio.Event()
@@ -109,7 +93,7 @@ class Pipeline:
 
         Raises:
             Unsupported: make a unary call instead.
-            OutcomeUnknown: its time ran out under way, or its session expired.
+            OutcomeUnknown: its time ran out under way, its session expired, or its answer was too large to be kept.
             RaftkvError: as any call.
         """
         pool = self._pool
@@ -120,6 +104,8 @@ class Pipeline:
         try:
             await waiting.enter(call)
             try:
+                if self._end is not None:  # which it was not when the caller looked
+                    raise self._end
                 if not self._started:
                     self._start()
                 self._queue.append(call)
@@ -166,8 +152,8 @@ class Pipeline:
             self._cancelled.append(call.id)
             self._under_way.pop(call.id, None)
             call.sent = False
-            self._wake.set()
         self._complete(call)
+        self._wake.set()  # the node has to be told, or there is room in a session now
         if not call.future.done():
             call.future.cancel()
 
@@ -181,11 +167,17 @@ class Pipeline:
             call.future.set_exception(error)
 
     def _end_all(self, error: Exception) -> None:
-        calls = [*self._under_way.values(), *self._queue]
-        self._under_way.clear()
-        self._queue.clear()
+        """None is sent again. Only to those that were certainly not done this is just an error."""
+        calls = [*self._under_way.values(), *self._queue, *self._resting]
+        for each in (self._under_way, self._queue, self._resting):
+            each.clear()
         for call in calls:
-            self._fail(call, error)
+            told = error
+            if call.perhaps_done or call.sent:
+                fault = call.fault or Fault(FaultKind.UNREACHABLE, "UNREACHABLE", str(error), not_executed=False)
+                unknown = outcome_unknown(fault, endpoint=None, attempts=call.attempts)
+                told = closed_under_way(True, attempts=call.attempts) if isinstance(error, Closed) else unknown
+            self._fail(call, told)
 
     # --- the stream -------------------------------------------------------------------------------------------------
 
@@ -205,13 +197,9 @@ class Pipeline:
                 waits = 0 if answered else waits + 1
                 if waits > 1:
                     await asyncio.sleep(backoff_s(Retry(), waits, self._pool.random.random()))
-            self._end_all(Unsupported())
         finally:
-            closed = Closed("the client was closed during the call; whether this write was done is not known")
-            self._end_all(self._pool_failure() or closed)
-
-    def _pool_failure(self) -> Exception | None:
-        return Unsupported() if self.unsupported else None
+            self._end = Unsupported() if self.unsupported else closed_under_way(False)
+            self._end_all(self._end)
 
     async def _pick(self) -> Connection:
         while True:
@@ -235,10 +223,11 @@ class Pipeline:
                 await self._receive(connection, call, epoch)
         except* grpc.aio.AioRpcError as errors:
             error = next((e for e in errors.exceptions if isinstance(e, grpc.aio.AioRpcError)), None)
+            self._refuse_too_large(connection, error)
         except* (EOFError, asyncio.InvalidStateError):
             pass
         finally:
-            self._stream = None
+            self._stream = self._largest = None
             connection.close_stream(call)
             connection.breaker.released(epoch)
             self._sessions.opening.clear()
@@ -264,6 +253,17 @@ class Pipeline:
             self._pool.router.forget_choices()
         for call in self._queue:
             call.fault = fault
+
+    def _refuse_too_large(self, connection: Connection, error: grpc.aio.AioRpcError | None) -> None:
+        """gRPC ends the stream over a message that exceeds the node's limit; the largest one sent does for certain."""
+        call = self._largest
+        if error is None or call is None or self._under_way.get(call.id) is not call:
+            return
+        fault = understand(error.code(), error.details() or "", error.trailing_metadata())
+        if fault.kind is FaultKind.TOO_LARGE and fault.not_executed:
+            del self._under_way[call.id]
+            call.sent = False
+            self._refused(connection, call, fault)
 
     def _take_back(self) -> None:
         """The stream is gone: what was sent over it goes out again, first and in its order."""
@@ -322,6 +322,9 @@ class Pipeline:
             if call.future.done():
                 queue.popleft()
                 continue
+            payload = call.payload
+            if count and size + len(payload) > BATCH_BYTES_MAX:
+                break
             session = call.session
             if session is None:
                 session = self._sessions.with_room()
@@ -336,7 +339,8 @@ class Pipeline:
             call.sent = True
             call.attempts += 1
             self._under_way[call.id] = call
-            payload = call.payload
+            if len(payload) > BATCH_BYTES_MAX and (self._largest is None or len(payload) > len(self._largest.payload)):
+                self._largest = call
             requests.add(
                 id=call.id,
                 method=METHODS[call.method],
@@ -345,6 +349,7 @@ class Pipeline:
                 session=session.id,
                 seq=call.seq,
                 first_incomplete=session.first_incomplete,
+                perhaps_done=call.perhaps_done,
             )
             count += 1
             size += len(payload)
@@ -362,9 +367,9 @@ class Pipeline:
             try:
                 message = await stream.read()
             except asyncio.CancelledError:
-                if stream.cancelled() and not being_cancelled():
-                    raise EOFError from None  # abandoned: the node fell silent or stops serving
-                raise
+                if being_cancelled():
+                    raise
+                raise EOFError from None  # the stream was abandoned: the node fell silent or stops serving
             if not isinstance(message, session_pb2.SessionResponses):
                 raise EOFError
             self._ever_served = True
@@ -388,8 +393,10 @@ class Pipeline:
         if call is None:
             return  # its caller has gone
         call.sent = False
+        if call is self._largest:
+            self._largest = None
         if response.HasField("error"):
-            self._refused(connection, call, _fault(response.error))
+            self._refused(connection, call, fault_in(response.error))
             return
         self._complete(call)
         payload = response.payload
@@ -401,7 +408,7 @@ class Pipeline:
         if not response.HasField("error"):
             self._sessions.opened(response.id, response.payload)
             return
-        fault = _fault(response.error)
+        fault = fault_in(response.error)
         for call in self._queue:
             call.fault = fault
         # The request keeps its place in `opening` while it waits, so that nobody opens another one meanwhile.
@@ -418,19 +425,13 @@ class Pipeline:
         if fault.code == "SESSION_EXPIRED":
             self._session_is_gone(connection, call, fault)
             return
-        # A node without space refuses before it looks whether the cluster has done the call already.
-        if fault.code == "STALE_SEQUENCE" or (fault.kind is FaultKind.NO_SPACE and call.perhaps_done):
-            self._fail(call, outcome_unknown(fault, endpoint=connection.endpoint, attempts=call.attempts))
-            return
-        if fault.kind.is_final:
-            self._fail(call, error_of(fault, endpoint=connection.endpoint, attempts=call.attempts))
+        if fault.kind.is_final:  # what the state refuses was not done under this number, and never will be
+            self._give_up(connection, call, fault, known=fault.not_executed and fault.code != "STALE_SEQUENCE")
             return
         call.perhaps_done = call.perhaps_done or not fault.not_executed
         tries_max = call.retry.attempts_max
         if tries_max is not None and call.attempts >= tries_max:
-            known = error_of(fault, endpoint=connection.endpoint, attempts=call.attempts)
-            unknown = outcome_unknown(fault, endpoint=connection.endpoint, attempts=call.attempts)
-            self._fail(call, unknown if call.perhaps_done else known)
+            self._give_up(connection, call, fault, known=not call.perhaps_done)
             return
         self._note(connection, fault)
         pause_s = max(backoff_s(call.retry, call.waits, self._pool.random.random()), fault.retry_after_s)
@@ -440,9 +441,15 @@ class Pipeline:
             "attempt_failed",
             AttemptFailed(call.method.name, connection.endpoint, fault.code, fault.text, call.attempts, pause_s),
         )
+        self._resting.add(call)
         self._loop.call_later(pause_s, self._again, call)
 
+    def _give_up(self, connection: Connection, call: Call, fault: Fault, *, known: bool) -> None:
+        error = error_of if known else outcome_unknown
+        self._fail(call, error(fault, endpoint=connection.endpoint, attempts=call.attempts))
+
     def _again(self, call: Call) -> None:
+        self._resting.discard(call)
         if not call.future.done():
             # Before those without a number: they may be waiting for this one to make room in its session.
             self._queue.appendleft(call)
@@ -452,10 +459,10 @@ class Pipeline:
         """Nothing was done under it now; but perhaps before it expired."""
         assert call.session is not None
         self._sessions.expired(call.session)
-        if call.perhaps_done or call.attempts > 1:
-            self._fail(call, outcome_unknown(fault, endpoint=connection.endpoint, attempts=call.attempts))
+        if call.perhaps_done:
+            self._give_up(connection, call, fault, known=False)
             return
-        call.session = None  # never sent before: it may be done under a new one
+        call.session = None  # no attempt did anything: it may be done under a new one
         self._queue.append(call)
 
     def _note(self, connection: Connection, fault: Fault) -> None:
@@ -490,12 +497,3 @@ def pipeline_of(pool: Pool) -> Pipeline:
         pool.closers.append(pipeline.close)
     assert isinstance(pipeline, Pipeline)
     return pipeline
-
-
-def _fault(error: session_pb2.SessionError) -> Fault:
-    trailers = [(key, value) for key, value in error.more.items()]
-    if error.reason:
-        trailers += [(ERROR_TRAILER, error.reason), (EXECUTED_TRAILER, error.executed)]
-    if error.retry_after_ms:
-        trailers.append((RETRY_AFTER_TRAILER, str(error.retry_after_ms)))
-    return understand(_CODES.get(error.code, grpc.StatusCode.UNKNOWN), error.message, trailers)

@@ -2,7 +2,8 @@
 
 Rules, in this order:
 1. What can never succeed is raised.
-2. A write whose outcome is unknown is never repeated (etcd #14890, #18424: such repeats lost updates).
+2. A write whose outcome is unknown is never repeated (etcd #14890, #18424: such repeats lost updates). Those of a
+   session are, but do not come here: see `pipeline`.
 3. A fault of the *endpoint* moves the request to another one at once; each is tried once that way.
 4. Everything else waits: bounded exponential, full jitter, and never less than the server asked for.
 5. One deadline spans all of it: nothing starts that cannot end in time.

@@ -10,10 +10,20 @@ more, the cluster keeps for a session.    See: Ongaro 6.3; reliability 5.5.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final
+from typing import Any, Final
 
 from raftkv._pb import session_pb2, state_pb2
+from raftkv.client.methods import COMPACT, DELETE_RANGE, LEASE_GRANT, LEASE_REVOKE, PUT, TXN, Method
 
+METHODS: Final[dict[Method[Any, Any], session_pb2.SessionMethod.ValueType]] = {
+    PUT: session_pb2.SESSION_METHOD_PUT,
+    DELETE_RANGE: session_pb2.SESSION_METHOD_DELETE_RANGE,
+    TXN: session_pb2.SESSION_METHOD_TXN,
+    COMPACT: session_pb2.SESSION_METHOD_COMPACT,
+    LEASE_GRANT: session_pb2.SESSION_METHOD_LEASE_GRANT,
+    LEASE_REVOKE: session_pb2.SESSION_METHOD_LEASE_REVOKE,
+}
+"""The mutations that can be made within a session."""
 WINDOW: Final = 64
 TTL_MS: Final = 10 * 60 * 1000
 """A client that was idle for longer begins a new session with its next mutation."""

@@ -4,7 +4,8 @@
       no such session       -> SESSION_EXPIRED       nothing executed
       answered before       -> the same answer       nothing executed again
       seq < acknowledged    -> STALE_SEQUENCE        nothing executed; the client has the answer, or gave it up
-      too much is kept      -> SESSION_FULL          nothing executed; it may come again under the same number
+      too much is kept      -> SESSION_FULL          nothing executed; it may come again under the same number, and
+                                                     the lowest not acknowledged is always executed
       else                  -> the command is applied; its answer, a refusal too, is kept under (session, seq)
 
 Small answers of a session lie together in one value with the number below which all is acknowledged, written once
@@ -40,7 +41,8 @@ SESSIONS_MAX = 100_000
 ANSWERS_MAX = 64
 """Answers that a session may keep; so many calls of one client can be under way."""
 ANSWERS_BYTES_MAX = 1 << 20
-"""A session that keeps this much takes no more; one answer larger than it is not kept but for the fact."""
+"""A session that keeps this much takes no more, but for the lowest number not acknowledged; one answer larger than that
+is not kept but for the fact."""
 TTL_MS_DEFAULT = 60 * 60 * 1000
 TTL_MS_MIN = 10_000
 TTL_MS_MAX = 24 * 60 * 60 * 1000
@@ -232,7 +234,10 @@ class Sessions:
             self._changed[session] = kept
             for gone in kept.forget(first_incomplete):
                 overlay.pending[SESSION_RESULT + RESULT_ID.pack(session, gone)] = None
-        if len(kept.sizes) >= ANSWERS_MAX or kept.bytes >= ANSWERS_BYTES_MAX:
+        # The one call that all others wait for: refused while they fill the session, it could never make them room.
+        # There is one such number at a time, so that the bounds are exceeded by one answer.
+        oldest = seq == kept.acknowledged
+        if not oldest and (len(kept.sizes) >= ANSWERS_MAX or kept.bytes >= ANSWERS_BYTES_MAX):
             overlay.effects.append(_EFFECT.pack(session, 0, kept.acknowledged))
             return RefusalCode.SESSION_FULL
         return None

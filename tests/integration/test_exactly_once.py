@@ -16,7 +16,7 @@ import grpc
 import pytest
 
 from raftkv._pb import kv_pb2, session_pb2, state_pb2
-from raftkv.client import AsyncClient, Event, Key, OutcomeUnknown, Put, RaftkvError, Unavailable
+from raftkv.client import AsyncClient, Event, Key, OutcomeUnknown, Put, RaftkvError, RequestTooLarge, Unavailable
 from raftkv.local import AsyncLocalCluster
 
 pytestmark = pytest.mark.integration
@@ -154,6 +154,46 @@ async def test_every_write_is_done_exactly_once_while_nodes_die() -> None:
 
 async def _run(work: Awaitable[None]) -> None:
     await work
+
+
+@pytest.mark.slow
+async def test_large_writes_are_done_exactly_once_while_nodes_die() -> None:
+    """Almost as large as a node takes, so that a kill finds most of them half sent or half replicated."""
+    value = bytes(1_400_000)
+    done: Counter[str] = Counter()
+    revisions: list[int] = []
+    async with AsyncLocalCluster(3) as cluster, AsyncClient(cluster.endpoints, timeout=60) as client:
+        await client.put("ready", "")
+
+        async def write(key: str, size: int) -> None:
+            while not ended:
+                revisions.append((await client.put(key, value[:size])).revision)
+                done[key] += 1
+
+        ended = False
+        async with asyncio.TaskGroup() as group:
+            for number in range(3):
+                group.create_task(write(f"large/{number}", len(value)))
+                group.create_task(write(f"small/{number}", 10))
+            for target in (*cluster.names, "leader"):  # whomever the client asks is among them
+                before = done.total()
+                while done.total() < before + 20:  # noqa: ASYNC110 - a count of what others do
+                    await asyncio.sleep(0.02)
+                name = await cluster.wait_leader(timeout_s=30) if target == "leader" else target
+                await cluster.kill(name)
+                await cluster.restart(name, timeout_s=60)
+            ended = True
+        with pytest.raises(RequestTooLarge):
+            await client.put("large/0", bytes(1_600_000))
+        with pytest.raises(RequestTooLarge):  # so large that gRPC itself refuses it
+            await client.put("large/0", bytes(8_000_000))
+        stats = client.stats()
+        assert (stats.outcomes_unknown, stats.failures) == (0, 2)
+        assert stats.retries > 0, "nothing had to be repeated: the kills missed"
+        versions = {key: item.version for key in done if (item := await client.get(key)) is not None}
+    assert versions == done
+    assert len(set(revisions)) == len(revisions) == done.total()
+    assert min(done[f"large/{number}"] for number in range(3)) > 5
 
 
 @pytest.mark.slow

@@ -159,8 +159,12 @@ class Session:
         return CommandKind.SESSION_CALL, call.SerializeToString()
 
     def _has_room(self, talk: Conversation, request: pb.SessionRequest) -> bool:
-        """Whether the quota lets it through; if not, it is answered, after everybody was told by the alarm."""
-        if not self._quota.is_reached():
+        """Whether the quota lets it through; if not, it is answered, after everybody was told by the alarm.
+
+        What was perhaps done before space ran out goes on to the state, which has its answer then, and else refuses it
+        by the alarm: repetitions of failed attempts are few, so that they may cost an entry each.
+        """
+        if (request.perhaps_done and request.session) or not self._quota.is_reached():
             return True
 
         async def refuse() -> bytes:

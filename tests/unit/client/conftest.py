@@ -45,6 +45,7 @@ class FakeNode:
         self.has_health = True
         self.watching = 0  # health streams that are open
         self.shows_leader = True
+        self.options: tuple[tuple[str, int], ...] = ()
         self._server: grpc.aio.Server | None = None
 
     @property
@@ -52,7 +53,7 @@ class FakeNode:
         return f"127.0.0.1:{self.port}"
 
     async def start(self) -> None:
-        self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+        self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0), *self.options])
         self._server.add_generic_rpc_handlers(tuple(self._handlers()))
         self.port = self._server.add_insecure_port(f"127.0.0.1:{self.port}")
         assert self.port, "the port is taken"

@@ -20,7 +20,7 @@ from raftkv.client import (
     RequestTooLarge,
     Unavailable,
 )
-from raftkv.client.faults import FaultKind, error_of, understand
+from raftkv.client.faults import FaultKind, error_of, outcome_unknown, understand
 
 Code = grpc.StatusCode
 
@@ -58,6 +58,13 @@ def test_a_real_etcd_is_understood_by_code_and_text(code, text, error, not_execu
     fault = understand(code, text, ())
     assert type(error_of(fault, endpoint="e:1", attempts=2)) is error
     assert fault.not_executed is not_executed
+
+
+def test_what_was_done_is_no_invalid_request_because_its_answer_is_lost():
+    trailers = (("raftkv-error", "RESULT_NOT_KEPT"), ("raftkv-executed", "unknown"))
+    fault = understand(Code.FAILED_PRECONDITION, "raftkv: done before", trailers)
+    assert (fault.kind, fault.kind.is_final, fault.not_executed) == (FaultKind.ANSWER_LOST, True, False)
+    assert "was done once" in str(outcome_unknown(fault, endpoint="e:1", attempts=2))
 
 
 def test_the_trailers_of_a_node_decide_whatever_the_text_says():

@@ -111,6 +111,20 @@ async def test_equal_watches_share_one_on_the_wire(node: WatchedNode, client: As
     await tools.until(lambda: node.open == 0)
 
 
+async def test_a_stream_that_had_ended_when_it_was_abandoned_is_followed_by_another(
+    node: WatchedNode, client: AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then its reader is told of a cancellation of which the stream itself knows nothing."""
+    async with client.watch("k") as watch:
+        node.write("k", 1)
+        assert await read(watch, 1) == [1]
+        (stream,) = (call for each in client._context.pool.connections for call in each.open_streams)
+        monkeypatch.setattr(type(stream), "cancelled", lambda call: False)
+        cut(client)
+        node.write("k", 2)
+        assert await read(watch, 1) == [2]
+
+
 async def test_one_that_does_not_read_stops_nobody_and_misses_nothing(
     node: WatchedNode, client: AsyncClient, tools: type[Tools]
 ) -> None:

@@ -1,145 +1,34 @@
-"""Mutations over the session stream, against scripted nodes that share one replicated table of sessions."""
+"""Mutations over the session stream: how they are sent, and where to."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from collections.abc import Awaitable, Callable
 
-import grpc
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raftkv._pb import kv_pb2, session_pb2, state_pb2
-from raftkv.client import AsyncClient, ConditionFailed, DeadlineExceeded, OutcomeUnknown, Retry, Timeout
+from raftkv.client import (
+    AsyncClient,
+    DeadlineExceeded,
+    RequestTooLarge,
+    pipeline,
+)
+from raftkv.client import session as sessions
 from raftkv.client.lookout import LEAVE_S
-from raftkv.client.pipeline import PROOF_S, SILENCE_S
+from raftkv.client.pipeline import BATCH_BYTES_MAX, PROOF_S, SILENCE_S
 from raftkv.client.session import WINDOW, ServerSession
 from tests.unit.client.conftest import FakeCluster, FakeNode, Proxy, Tools
+from tests.unit.client.session_nodes import SessionNode, Table, nodes_of, puts_only, refusal, with_sessions
 
-Rule = Callable[[session_pb2.SessionRequest], session_pb2.SessionError | str | None]
-
-
-class Table:
-    """The sessions of a cluster: what was answered, by (session, number)."""
-
-    def __init__(self) -> None:
-        self.next = 1
-        self.answers: dict[int, dict[int, bytes]] = {}
-        self.executed: list[bytes] = []  # the keys put, in order
-        self.kept_most = 0
-
-    def open(self) -> bytes:
-        session, self.next = self.next, self.next + 1
-        self.answers[session] = {}
-        return state_pb2.SessionOpened(session=session, ttl_ms=60_000).SerializeToString()
-
-
-class SessionNode(FakeNode):
-    """A node with the session stream. `rule` decides about each request: an error, "mute", "break", or None."""
-
-    def __init__(self, cluster: FakeCluster, member_id: int, table: Table) -> None:
-        super().__init__(cluster, member_id)
-        self.table = table
-        self.rule: Rule | None = None
-        self.batches: list[int] = []
-        self.requests: list[session_pb2.SessionRequest] = []
-        self.cancelled: list[int] = []
-
-    def _handlers(self) -> list[grpc.GenericRpcHandler]:
-        stream = grpc.stream_stream_rpc_method_handler(
-            self._stream,
-            request_deserializer=session_pb2.SessionRequests.FromString,
-            response_serializer=session_pb2.SessionResponses.SerializeToString,
-        )
-        return [
-            *super()._handlers(),
-            grpc.method_handlers_generic_handler("raftkv.v1.Session", {"Stream": stream}),
-        ]
-
-    async def _stream(self, requests: Any, context: Any) -> AsyncIterator[session_pb2.SessionResponses]:
-        self.calls.append("Stream")
-        async for message in requests:
-            self.batches.append(len(message.requests))
-            self.cancelled.extend(message.cancelled)
-            answer = session_pb2.SessionResponses()
-            for request in message.requests:
-                self.requests.append(request)
-                verdict = self.rule(request) if self.rule is not None else None
-                if verdict == "break-before":
-                    await context.abort(grpc.StatusCode.UNAVAILABLE, "gone")
-                if isinstance(verdict, session_pb2.SessionError):
-                    answer.responses.add(id=request.id, error=verdict)
-                    continue
-                response = self._carry_out(request)
-                if verdict == "break":
-                    await context.abort(grpc.StatusCode.UNAVAILABLE, "gone")
-                if verdict != "mute":
-                    answer.responses.add().CopyFrom(response)
-            if answer.responses:
-                yield answer
-
-    def _carry_out(self, request: session_pb2.SessionRequest) -> session_pb2.SessionResponse:
-        table = self.table
-        if request.method == session_pb2.SESSION_METHOD_OPEN:
-            return session_pb2.SessionResponse(id=request.id, payload=table.open())
-        if request.method == session_pb2.SESSION_METHOD_CLOSE:
-            for session in state_pb2.SessionExpire.FromString(request.payload).sessions:
-                table.answers.pop(session, None)
-            return session_pb2.SessionResponse(id=request.id)
-        kept = table.answers.get(request.session)
-        if kept is None:
-            return session_pb2.SessionResponse(id=request.id, error=refusal("SESSION_EXPIRED", 9))
-        for seq in [seq for seq in kept if seq < request.first_incomplete]:
-            del kept[seq]
-        if request.seq not in kept:
-            assert len(kept) < WINDOW
-            put = kv_pb2.PutRequest.FromString(request.payload)
-            table.executed.append(put.key)
-            response = self.cluster.put(put)
-            self.fill(response.header)
-            kept[request.seq] = response.SerializeToString()
-            table.kept_most = max(table.kept_most, len(kept))
-        return session_pb2.SessionResponse(id=request.id, payload=kept[request.seq])
-
-
-def refusal(reason: str, code: int, executed: str = "no", retry_after_ms: int = 0) -> session_pb2.SessionError:
-    return session_pb2.SessionError(
-        code=code, message=reason, reason=reason, executed=executed, retry_after_ms=retry_after_ms
-    )
+MakeClient = Callable[..., AsyncClient]
 
 
 @pytest.fixture
 async def table(cluster: FakeCluster) -> Table:
     """Three nodes with the session stream instead of the fixture's own."""
-    table = Table()
-    for node in cluster.nodes:
-        await node.stop()
-    cluster.nodes = [SessionNode(cluster, member_id, table) for member_id in (1, 2, 3)]
-    for node in cluster.nodes:
-        await node.start()
-    return table
-
-
-def nodes_of(cluster: FakeCluster) -> list[SessionNode]:
-    return [node for node in cluster.nodes if isinstance(node, SessionNode)]
-
-
-def puts_only(verdict: session_pb2.SessionError | str, times: int) -> Rule:
-    left = times
-
-    def rule(request: session_pb2.SessionRequest) -> session_pb2.SessionError | str | None:
-        nonlocal left
-        if request.method != session_pb2.SESSION_METHOD_PUT or left <= 0:
-            return None
-        left -= 1
-        return verdict
-
-    return rule
-
-
-MakeClient = Callable[..., AsyncClient]
+    return await with_sessions(cluster)
 
 
 async def test_concurrent_calls_leave_together(cluster: FakeCluster, table: Table, make_client: MakeClient) -> None:
@@ -167,75 +56,83 @@ async def test_a_broken_stream_repeats_what_it_left_open_and_nothing_is_done_twi
     assert client.stats().retries > 0
 
 
-@pytest.mark.parametrize(("code", "number"), [("NO_LEADER", 14), ("LEADER_CHANGED", 14), ("TIMEOUT", 14)])
-async def test_whatever_passes_is_tried_again_even_if_perhaps_done(
-    cluster: FakeCluster, table: Table, make_client: MakeClient, code: str, number: int
+@pytest.mark.parametrize("how", ["break", "break-before"])
+async def test_a_large_put_is_repeated_through_a_broken_stream_and_done_once(
+    cluster: FakeCluster, table: Table, make_client: MakeClient, how: str
 ) -> None:
     for node in nodes_of(cluster):
-        node.rule = puts_only(refusal(code, number, "unknown"), 3)
+        node.rule = puts_only(how, 1)
     client = make_client()
-    await client.put("k", "v")
-    assert table.executed == [b"k"]
+    await asyncio.gather(*(client.put(f"k{number}", bytes(1_000_000 if number % 3 else 1)) for number in range(9)))
+    assert sorted(table.executed) == [b"k%d" % number for number in range(9)]
+    assert client.stats().outcomes_unknown == 0
+    assert client.stats().retries > 0
+    assert sum(node.count("Put") for node in cluster.nodes) == 0
 
 
-async def test_a_refusal_of_the_state_is_an_answer(cluster: FakeCluster, table: Table, make_client: MakeClient) -> None:
-    once = puts_only(refusal("LOCK_LOST", 9), 1)  # whichever node is asked
+async def test_a_large_request_goes_alone(cluster: FakeCluster, table: Table, make_client: MakeClient) -> None:
+    node = nodes_of(cluster)[0]
+    client = make_client(node)
+    await client.put("a", "1")
+    sizes = (1, 1, BATCH_BYTES_MAX + 1, 1, BATCH_BYTES_MAX // 2, BATCH_BYTES_MAX // 2, 1, 1)
+    await asyncio.gather(*(client.put(f"k{number}", bytes(size)) for number, size in enumerate(sizes)))
+    assert node.batches[2:] == [2, 1, 2, 3]  # after those of the session and of the first put
+
+
+async def test_a_request_that_grpc_refuses_is_refused_alone(
+    cluster: FakeCluster, table: Table, make_client: MakeClient
+) -> None:
+    """It ends the stream, and would again: what was under way beside it goes out again without it."""
+    for node in nodes_of(cluster):
+        await node.stop()
+        node.options = (("grpc.max_receive_message_length", 1_000_000),)
+        await node.start()
+    client = make_client()
+    await client.put("a", "1")
+    sizes = {"small": 1, "large": 900_000, "too large": 1_000_001, "larger": 3_000_000, "medium": 400_000}
+    results = await asyncio.gather(
+        *(client.put(key, bytes(size)) for key, size in sizes.items()), return_exceptions=True
+    )
+    refused = {key for key, result in zip(sizes, results, strict=True) if isinstance(result, RequestTooLarge)}
+    assert refused == {"too large", "larger"}
+    assert sorted(table.executed) == [b"a", b"large", b"medium", b"small"]
+    assert client.stats().failures == 2
+
+
+async def test_a_request_that_is_too_large_and_given_up_takes_no_other_with_it(
+    cluster: FakeCluster, table: Table, make_client: MakeClient, tools: type[Tools]
+) -> None:
+    for node in nodes_of(cluster):
+        await node.stop()
+        node.options = (("grpc.max_receive_message_length", 1_000_000),)
+        await node.start()
+    client = make_client()
+    await client.put("a", "1")
+    at = client._context.pool.parts["pipeline"]
+    given_up = asyncio.create_task(client.put("too large", bytes(2_000_000)))
+    await tools.until(lambda: at._largest is not None)
+    given_up.cancel()
+    await asyncio.gather(client.put("large", bytes(900_000)), client.put("small", "1"))
+    assert sorted(table.executed) == [b"a", b"large", b"small"]
+
+
+async def test_a_call_that_is_given_up_between_two_attempts_makes_room_for_the_next(
+    cluster: FakeCluster, table: Table, make_client: MakeClient, tools: type[Tools], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All sessions are full, and nothing is under way that could be answered: nobody else wakes the sender."""
+    monkeypatch.setattr(sessions, "WINDOW", 1)
+    monkeypatch.setattr(sessions, "SESSIONS_MAX", 1)
+    once = puts_only(refusal("TOO_MANY_REQUESTS", 8, retry_after_ms=60_000), 1)
     for node in nodes_of(cluster):
         node.rule = once
     client = make_client()
-    with pytest.raises(ConditionFailed):
-        await client.put("k", "v")
-    assert table.executed == []
-    await client.put("k", "v")
-
-
-async def test_an_expired_session_is_replaced_where_nothing_can_have_been_done(
-    cluster: FakeCluster, table: Table, make_client: MakeClient
-) -> None:
-    client = make_client()
-    await client.put("a", "1")
-    table.answers.clear()
-    await client.put("b", "1")
-    assert table.executed == [b"a", b"b"]
-
-
-async def test_an_expired_session_leaves_what_was_sent_before_unknown(
-    cluster: FakeCluster, table: Table, make_client: MakeClient
-) -> None:
-    """Invariant X3: it is never run again under a new session."""
-    client = make_client()
-    await client.put("a", "1")
-
-    def expire_and_break(request: session_pb2.SessionRequest) -> str | None:
-        if request.method == session_pb2.SESSION_METHOD_PUT:
-            table.answers.clear()
-            for node in nodes_of(cluster):
-                node.rule = None
-            return "break-before"
-        return None
-
-    for node in nodes_of(cluster):
-        node.rule = expire_and_break
-    with pytest.raises(OutcomeUnknown):
-        await client.put("b", "1")
-    assert table.executed == [b"a"]
-    await client.put("c", "1")
-
-
-async def test_time_that_runs_out_under_way_is_unknown_and_in_the_queue_is_not(
-    cluster: FakeCluster, table: Table, make_client: MakeClient
-) -> None:
-    client = make_client()
-    await client.put("a", "1")
-    for node in nodes_of(cluster):
-        node.rule = lambda request: "mute"
-    with pytest.raises(OutcomeUnknown):
-        await client.put("b", "1", timeout=0.3)
-    for node in cluster.nodes:
-        await node.stop()
-    await asyncio.sleep(0.1)
+    first = asyncio.create_task(client.put("first", "1", timeout=0.5))
+    await tools.until(lambda: client.stats().retries > 0)
+    following = asyncio.create_task(client.put("next", "1", timeout=5))
     with pytest.raises(DeadlineExceeded):
-        await client.put("c", "1", timeout=0.3)
+        await first
+    await following
+    assert table.executed == [b"next"]
 
 
 async def test_a_cancelled_call_that_was_not_sent_is_never_sent(
@@ -327,6 +224,22 @@ async def test_a_node_that_is_only_slow_keeps_the_stream(
     await asyncio.gather(waiting, return_exceptions=True)
 
 
+async def test_a_stream_that_had_ended_when_it_was_abandoned_is_followed_by_another(
+    cluster: FakeCluster, table: Table, make_client: MakeClient, tools: type[Tools], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then its reader is told of a cancellation of which the stream itself knows nothing."""
+    client = make_client()
+    await client.put("a", "1")
+    at = client._context.pool.parts["pipeline"]
+    stream = at._stream
+    monkeypatch.setattr(type(stream), "cancelled", lambda call: False)
+    for connection in client._context.pool.connections:
+        connection.abandon_streams()
+    await tools.until(lambda: at._stream is not stream)
+    await client.put("b", "1")
+    assert table.executed == [b"a", b"b"]
+
+
 @pytest.mark.parametrize("turns", range(8))
 async def test_a_client_that_is_closed_while_its_stream_breaks_does_not_hang(
     cluster: FakeCluster, table: Table, make_client: MakeClient, turns: int
@@ -389,15 +302,15 @@ async def test_servers_without_the_stream_get_unary_calls(cluster: FakeCluster, 
     assert client.stats().calls == 20
 
 
-async def test_attempts_are_bounded_where_the_caller_says_so(
-    cluster: FakeCluster, table: Table, make_client: MakeClient
+async def test_calls_that_wait_for_room_learn_that_the_stream_is_not_there(
+    cluster: FakeCluster, make_client: MakeClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for node in nodes_of(cluster):
-        node.rule = puts_only(refusal("NO_LEADER", 14), 10)
-    client = make_client(retry=Retry(attempts_max=2), timeout=Timeout(total=5))
-    with pytest.raises(ConnectionError) as caught:
-        await client.put("k", "v")
-    assert caught.value.attempts == 2  # type: ignore[attr-defined]
+    """They came when nobody knew, and get their room when nobody serves the queue any more."""
+    monkeypatch.setattr(pipeline, "CALLS_MAX", 1)
+    client = make_client()
+    async with asyncio.timeout(10):
+        await asyncio.gather(*(client.put(f"k{number}", "v", timeout=None) for number in range(5)))
+    assert sum(node.count("Put") for node in cluster.nodes) == 5
 
 
 @given(st.lists(st.integers(0, WINDOW * 2), max_size=300))

@@ -15,9 +15,12 @@ from fake_node import FakeNode, Served, failure, serve, until
 from raftkv._pb import kv_pb2, lease_pb2
 from raftkv._pb import session_pb2 as pb
 from raftkv._pb.state_pb2 import SessionCall, SessionExpire, SessionOpen, SessionOpened
+from raftkv.client import AsyncClient, Get, Put
+from raftkv.server import transport
 from raftkv.server.errors import NoLeader, RequestTimeout
-from raftkv.server.services import conversation
+from raftkv.server.services import conversation, quota
 from raftkv.state.commands import CommandKind
+from raftkv.state.results import Refusal, RefusalCode, Result
 
 Code = grpc.StatusCode
 PUT = pb.SESSION_METHOD_PUT
@@ -59,8 +62,9 @@ async def talk(served: Served) -> AsyncIterator[Talk]:
     talk.call.cancel()
 
 
-def put(each: int, key: bytes = b"", **more: Any) -> pb.SessionRequest:
-    payload = kv_pb2.PutRequest(key=key or b"key/%d" % each, value=b"v%d" % each).SerializeToString()
+def put(each: int, key: bytes = b"", value: bytes | None = None, **more: Any) -> pb.SessionRequest:
+    value = b"v%d" % each if value is None else value
+    payload = kv_pb2.PutRequest(key=key or b"key/%d" % each, value=value).SerializeToString()
     return pb.SessionRequest(id=each, method=PUT, payload=payload, **more)
 
 
@@ -144,6 +148,36 @@ async def test_a_mutation_within_a_session_is_done_once(served: Served, talk: Ta
     assert (kv.value, kv.version) == (b"v2", 2)
 
 
+async def test_the_sdk_gets_through_a_session_that_is_full_of_large_answers(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The oldest call has to wait until the others have filled the session, and then must not be refused for that."""
+    propose, refused = served.node.propose, asyncio.Event()
+
+    async def held_up(kind: CommandKind, payload: bytes, deadline: float | None) -> Result:
+        if b"oldest" in payload and not refused.is_set():
+            raise NoLeader
+        result = await propose(kind, payload, deadline)
+        if isinstance(result, Refusal):
+            assert result.code is RefusalCode.SESSION_FULL
+            refused.set()
+        return result
+
+    monkeypatch.setattr(served.node, "propose", held_up)
+    async with AsyncClient([served.address], timeout=30) as client:
+        await client.put("big", b"x" * 500_000)
+        async with asyncio.TaskGroup() as calls:
+            calls.create_task(client.put("oldest", ""))
+            await asyncio.sleep(0)
+            for _ in range(6):
+                calls.create_task(client.txn().then(Get("big"), Put("n", "")).commit())
+        assert refused.is_set()
+        assert client.stats().failures == 0
+        item = await client.get("oldest")
+        assert item is not None
+        assert item.version == 1
+
+
 async def test_an_unknown_session_executes_nothing(served: Served, talk: Talk) -> None:
     error = (await talk.ask(put(1, session=77, seq=1, first_incomplete=1))).error
     assert error.reason == "SESSION_EXPIRED"
@@ -176,6 +210,29 @@ async def test_one_bad_request_is_refused_alone(served: Served, talk: Talk) -> N
     assert answers[4].error.code == Code.UNIMPLEMENTED.value[0]
     assert answers[5].error.reason == "FUTURE_REVISION"
     assert {answers[each].error.executed for each in (2, 3, 4, 5)} == {"no"}
+
+
+async def test_a_request_that_is_too_large_is_refused_alone(served: Served, talk: Talk) -> None:
+    """What gRPC itself lets pass, as large as messages of the stream may be."""
+    limit = served.node.config.max_request_bytes
+    session = await open_session(talk)
+    envelope = len(put(1, value=b"").payload) + 4  # a tag and three bytes of length, which an empty value has not
+
+    def of_size(each: int, size: int) -> pb.SessionRequest:
+        return put(each, value=bytes(size - envelope), session=session, seq=each, first_incomplete=1)
+
+    await talk.send(of_size(1, limit))
+    await talk.send(of_size(2, limit + 1))
+    await talk.send(of_size(3, limit + transport.RECEIVE_MARGIN_BYTES - 64), cancelled=[77])
+    await talk.send(put(4, session=session, seq=4, first_incomplete=1))
+    answers = await talk.receive(5)
+    assert {each: answers[each].error.reason for each in range(1, 5)} == {
+        1: "",
+        2: "REQUEST_TOO_LARGE",
+        3: "REQUEST_TOO_LARGE",
+        4: "",
+    }
+    assert answers[2].error.executed == answers[3].error.executed == "no"
 
 
 async def test_failures_say_whether_it_was_done(served: Served, talk: Talk) -> None:
@@ -329,6 +386,27 @@ async def test_the_quota_refuses_writes_and_says_so(tmp_path: Path) -> None:
             assert answers[1].error.reason == "NO_SPACE"
             assert answers[2].payload
             assert served.node.machine.alarms
+
+
+async def test_what_was_done_before_space_ran_out_has_its_answer_and_nothing_else_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quota, "LOOK_EVERY_S", 0.0)
+    async with serve(FakeNode(tmp_path, quota_backend_bytes=1 << 20)) as served:
+        with contextlib.closing(_Closing(Talk(served))) as closing:
+            talk = closing.talk
+            session = await open_session(talk)
+            numbers: dict[str, Any] = {"session": session, "first_incomplete": 1}
+            first = await talk.ask(put(1, seq=1, **numbers))
+            served.node.bytes_on_disk = 2 << 20
+            assert (await talk.ask(put(2, seq=1, perhaps_done=True, **numbers))).payload == first.payload
+            assert (await talk.ask(put(3, seq=2, **numbers))).error.reason == "NO_SPACE"
+            assert served.node.machine.alarms
+            assert (await talk.ask(put(4, seq=1, perhaps_done=True, **numbers))).payload == first.payload
+            refused = (await talk.ask(put(5, seq=3, perhaps_done=True, **numbers))).error
+            assert (refused.reason, refused.executed) == ("NO_SPACE", "no")
+            assert (await talk.ask(put(6, perhaps_done=True))).error.reason == "NO_SPACE", "of no session"
+            assert served.node.machine.revision == 2
 
 
 class _Closing:

@@ -20,6 +20,7 @@ from raftkv._pb.kv_pb2 import (
     PutResponse,
     RangeRequest,
     TxnRequest,
+    TxnResponse,
 )
 from raftkv._pb.lease_pb2 import LeaseGrantRequest, LeaseRevokeRequest
 from raftkv._pb.maintenance_pb2 import CORRUPT, NONE, NOSPACE, AlarmRequest, AlarmType
@@ -259,6 +260,34 @@ def test_a_session_keeps_bounded_bytes(kv: Driver) -> None:
     assert code(call(kv, session, 3, read)) is RefusalCode.SESSION_FULL
     assert call(kv, session, 3, read, done=3).succeeded
     assert sum(map(len, stored(kv).values())) < ANSWERS_BYTES_MAX
+
+
+@pytest.mark.parametrize("restart", [False, True])
+@pytest.mark.parametrize("full_of", ["bytes", "answers"])
+def test_a_full_session_still_executes_the_call_that_all_others_wait_for(
+    kv: Driver, full_of: str, restart: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Calls 2, 3, ... came through while call 1 had to wait: were it refused for their answers, it always would be."""
+    monkeypatch.setattr(sessions, "ANSWERS_MAX", 4 if full_of == "answers" else ANSWERS_MAX)
+    session = opened(kv)
+    kv.put(b"big", b"x" * (ANSWERS_BYTES_MAX // 2 if full_of == "bytes" else 1))
+    read = TxnRequest(success=[op(RangeRequest(key=b"big")), op(PutRequest(key=b"n"))])
+    late = [seq for seq in range(2, 20) if isinstance(call(kv, session, seq, read, done=1), TxnResponse)]
+    assert late == ([2, 3] if full_of == "bytes" else [2, 3, 4, 5])
+    full = late[-1] + 1
+    assert code(call(kv, session, full, read, done=1)) is RefusalCode.SESSION_FULL
+    if restart:
+        kv.machine = StateMachine(kv.store)
+    first = call(kv, session, 1, read, done=1)
+    assert first.succeeded
+    assert call(kv, session, 1, read, done=1) == first
+    assert code(call(kv, session, full, read, done=1)) is RefusalCode.SESSION_FULL, "the excess is one answer"
+    assert call(kv, session, full, read, done=full).succeeded
+    assert kept(kv, session) == [full]
+    replayed = StateMachine(MemoryStore())
+    for entry in kv.entries:
+        replayed.apply(*entry)
+    assert list(replayed.dump()) == list(kv.machine.dump())
 
 
 def test_an_answer_too_large_to_keep_leaves_the_fact(kv: Driver) -> None:
