@@ -319,7 +319,7 @@ class Contender:
                 pool.router.forget_choices()
             raise _Refused(fault) from None
         except asyncio.CancelledError:
-            if not call.cancelled() or being_cancelled():
+            if being_cancelled():  # and not: call.cancelled(), which a connection that breaks just then denies
                 raise
             return False
         finally:

@@ -153,7 +153,7 @@ class Keeper:
                     next_at = min(next_at, kept.sent + ttl_s * TRY_SHARE)
                 elif moment >= kept.due:
                     kept.sent = moment
-                    await call.write(lease_pb2.LeaseKeepAliveRequest(ID=kept.lease.id))
+                    await _renew(call, kept.lease.id, ttl_s * TRY_SHARE)
                 else:
                     next_at = min(next_at, kept.due)
             self._changed.clear()
@@ -168,9 +168,9 @@ class Keeper:
             try:
                 response = await call.read()
             except asyncio.CancelledError:
-                if call.cancelled() and not being_cancelled():
-                    raise EOFError from None  # abandoned: the node fell silent or stops serving
-                raise
+                if being_cancelled():
+                    raise
+                raise EOFError from None  # abandoned: the node fell silent or stops serving
             if not isinstance(response, lease_pb2.LeaseKeepAliveResponse):
                 raise EOFError
             connection.answered(epoch)
@@ -185,3 +185,21 @@ class Keeper:
                 continue
             kept.lease.renewed(sent, response.ttl_ms / 1000 if response.ttl_ms else float(response.TTL))
             kept.due = sent + kept.lease.ttl_s * RENEW_SHARE
+
+
+async def _renew(call: _Stream, lease: int, timeout_s: float) -> None:
+    """Send one keepalive. In grpc.aio a write waits for ever when its call ends before the call's metadata was sent.
+
+    Raises:
+        _Silent: it did not leave in time.
+        EOFError: the call was abandoned.
+    """
+    try:
+        async with asyncio.timeout(timeout_s):
+            await call.write(lease_pb2.LeaseKeepAliveRequest(ID=lease))
+    except TimeoutError:
+        raise _Silent from None
+    except asyncio.CancelledError:
+        if being_cancelled():
+            raise
+        raise EOFError from None
