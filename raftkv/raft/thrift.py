@@ -2,12 +2,12 @@
 
 Each follower that gets an entry pays with a message, a synced write and an apply, and a leader waits for half of them
 only. So a leader that is not busy asks the *quick*, those that acknowledged first the last time; the others get what
-they miss with the next tick, in one message, and everybody is asked if the quick have not answered by then.
+they miss with the next tick, in one message. Everybody is asked if the quick have not answered by the tick after it.
 
     lone entry --> the quick --acknowledged--> committed
-                      | not by the next tick
+                      | not within two ticks
                       v
-                  everybody; who acknowledges first is quick
+                  everybody; who acknowledges first is quick from then on
 
 This is about when messages leave and nothing else: a leader may send whenever it likes (Ongaro 3.5), and commits what
 a majority has. Never left out: who asked (its caller waits until it has applied), and the target of a transfer. Nobody
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 class Thrift:
     """A leader's; see the module."""
 
-    __slots__ = ("_everybody", "_quick", "_raft", "_spared_entries", "_spared_round", "_wanted")
+    __slots__ = ("_commit", "_everybody", "_quick", "_raft", "_spared_entries", "_spared_round", "_waited", "_wanted")
 
     def __init__(self, raft: Raft) -> None:
         self._raft = raft
@@ -40,6 +40,8 @@ class Thrift:
         self._wanted: set[NodeId] = set()  # not to be left out of the next flush
         self._everybody = True  # the next flush leaves nobody out
         self._spared_entries = self._spared_round = False  # somebody was left out since the last tick
+        self._waited = False  # a tick has passed since, with an entry under way
+        self._commit = 0  # as of the last tick
 
     @property
     def quick(self) -> tuple[NodeId, ...]:
@@ -51,7 +53,8 @@ class Thrift:
         self._quick = ()
         self._wanted.clear()
         self._everybody = True
-        self._spared_entries = self._spared_round = False
+        self._spared_entries = self._spared_round = self._waited = False
+        self._commit = 0
 
     def want(self, peer: NodeId) -> None:
         """Somebody at `peer` waits for what is new in the log: do not leave it out."""
@@ -106,24 +109,32 @@ class Thrift:
         return True
 
     def committed(self) -> None:
-        """The commit index rose: those that made it so are quick, the same as before if they are among them."""
+        """The commit index rose: where nobody is known to be quick, those are that made it so."""
         raft = self._raft
-        if not raft.config.lone_bytes_max:
+        if self._quick or not raft.config.lone_bytes_max:
             return
         progress, commit = raft.progress, raft.log.commit
-        have = [
-            peer for peer in (*self._quick, *raft.conf.voters) if peer in progress and progress[peer].match >= commit
-        ]
         needed = quorum.quorum_size(len(raft.conf.voters)) - 1
-        quick = tuple(dict.fromkeys(have))[:needed]
-        self._quick = quick if len(quick) == needed else ()
+        have = [peer for peer in raft.conf.voters if peer in progress and progress[peer].match >= commit]
+        if len(have) >= needed:
+            self._quick = tuple(have[:needed])
 
     def tick(self) -> None:
-        """Time passes for the leader: who was left out gets its share."""
+        """Time passes for the leader: who was left out gets its share, who is slow is not quick any more."""
+        raft = self._raft
         if self._spared_entries:
-            self._spared_entries = False
-            self.want_everybody()
+            # What left just before this tick is given the next one, or every other entry would go to everybody.
+            if raft.log.last > raft.log.commit and not self._waited:
+                self._waited = True
+            else:
+                self._spared_entries = self._waited = False
+                self.want_everybody()
         if self._spared_round:
             self._spared_round = False
-            if self._raft.reads.in_rounds:
-                self._raft.beat_due = True
+            if raft.reads.in_rounds:
+                raft.beat_due = True
+        progress = raft.progress
+        if any(peer not in progress or progress[peer].match < self._commit for peer in self._quick):
+            self._quick = ()
+        # A quick one that is gone acknowledges nothing, and so nothing of its is ever behind: what is under way is.
+        self._commit = raft.log.last if self._waited else raft.log.commit

@@ -73,11 +73,28 @@ def test_when_the_quick_do_not_answer_everybody_is_asked_and_others_become_quick
     cluster.isolate(gone)
     index = cluster.propose("lone")
     assert leader.raft.commit < index
-    cluster.tick(only=1)
+    cluster.tick(2, only=1)
     assert leader.raft.commit == index
     assert gone not in leader.raft.thrift.quick
+    assert leader.raft.thrift.quick
     index = cluster.propose("lone again")
     assert leader.raft.commit == index
+
+
+def test_an_entry_that_left_just_before_a_tick_is_not_sent_to_everybody_yet() -> None:
+    cluster, leader = thrifty()
+    quick = leader.raft.thrift.quick
+    for peer in quick:
+        cluster[peer].slow_disk = True
+    index = cluster.propose("lone")
+    receivers = appends(cluster)
+    cluster.tick(only=1)
+    assert receivers == []
+    for peer in quick:
+        cluster[peer].slow_disk = False
+    cluster.settle()
+    assert leader.raft.commit == index
+    assert leader.raft.thrift.quick == quick
 
 
 def test_everybody_gets_what_is_large_or_follows_on_something_under_way() -> None:
