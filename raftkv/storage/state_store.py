@@ -39,7 +39,7 @@ from raftkv.storage.leveldb_files import log_files, repair_unsynced_tail
 from raftkv.storage.watermark import sync_directory
 
 STATE_OPTIONS = EngineOptions(
-    write_buffer_bytes=4 << 20,
+    write_buffer_bytes=8 << 20,  # flushing and merging twice as rarely: 7 % of what a put costs, for 5 MB a node
     cache_bytes=4 << 20,
     open_files_max=80,  # of 2 MiB, mapped: this is what a node with a million keys has resident
     compression=None,  # halves what a put costs there; the state is small enough for any disk
