@@ -38,6 +38,8 @@ CALLS_MAX: Final = 16
 """Of one connection. A node needs one for its messages and one for a snapshot."""
 KEEPALIVE_S: Final = 1.0
 """So often each side asks whether the other is there; it has as long to answer, or the connection is dropped."""
+GRACE_S: Final = 0.1
+"""A process that was held up finds the answer in its socket: it looks there once more before it drops anything."""
 WRITE_BUFFER_BYTES: Final = 1 << 20
 
 _PREFIX: Final = 5  # of each message: a byte whether it is compressed, four how long it is
@@ -229,6 +231,7 @@ class Connection(asyncio.Protocol):
         self._keepalive: asyncio.TimerHandle | None = None
         self._heard = False  # something arrived since the last look
         self._asked = False  # a ping is under way
+        self._overdue = False  # its answer is
 
     # From asyncio.
 
@@ -422,8 +425,13 @@ class Connection(asyncio.Protocol):
 
     def _look_after(self) -> None:
         if self._asked and not self._heard:
-            self.abort(f"no answer to a ping for {KEEPALIVE_S:g} s")
+            if self._overdue:
+                self.abort(f"no answer to a ping for {KEEPALIVE_S:g} s")
+                return
+            self._overdue = True
+            self._keepalive = self._loop.call_later(GRACE_S, self._look_after)
             return
+        self._overdue = False
         if not self._heard:
             self._asked = True
             self._h2.ping(b"raftkv??")

@@ -301,6 +301,26 @@ async def test_who_falls_silent_is_given_up(monkeypatch: pytest.MonkeyPatch) -> 
             assert "ping" in ended.reason
 
 
+async def test_a_process_that_was_held_up_looks_into_its_socket_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rpc, "KEEPALIVE_S", 0.05)
+    async with calling(echo) as call:
+        await call.accepted.wait()
+        connection = call._connection
+        sent = connection._h2.ping
+        pinged = asyncio.Event()
+
+        def noting(data: bytes) -> None:
+            pinged.set()
+            sent(data)
+
+        monkeypatch.setattr(connection._h2, "ping", noting)
+        await pinged.wait()
+        connection._look_after()  # as if a second had passed in which nothing could be read
+        assert call.ended is None
+        call.send(b"x")
+        assert await call.read() == b"x"
+
+
 async def test_who_is_quiet_but_answers_pings_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rpc, "KEEPALIVE_S", 0.02)
     async with calling(echo) as call:
