@@ -34,7 +34,7 @@ def flush(raft: Raft) -> None:
     log = raft.log
     chosen = raft.thrift.for_entries()
     for peer, progress in raft.progress.items():
-        if chosen is not None and peer not in chosen:
+        if chosen is not None and peer not in chosen and progress.next > raft.thrift.sent_to_all:
             continue
         while progress.next <= log.last and not progress.paused:
             recent = log.in_memory(progress.next)

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from raftkv.raft import quorum
 from raftkv.raft.progress import ProgressState
-from raftkv.raft.types import NodeId
+from raftkv.raft.types import Index, NodeId
 
 if TYPE_CHECKING:
     from raftkv.raft.core import Raft
@@ -32,7 +32,17 @@ if TYPE_CHECKING:
 class Thrift:
     """A leader's; see the module."""
 
-    __slots__ = ("_commit", "_everybody", "_quick", "_raft", "_spared_entries", "_spared_round", "_waited", "_wanted")
+    __slots__ = (
+        "_commit",
+        "_everybody",
+        "_quick",
+        "_raft",
+        "_spared_entries",
+        "_spared_round",
+        "_waited",
+        "_wanted",
+        "sent_to_all",
+    )
 
     def __init__(self, raft: Raft) -> None:
         self._raft = raft
@@ -40,6 +50,9 @@ class Thrift:
         self._wanted: set[NodeId] = set()  # not to be left out of the next flush
         self._everybody = True  # the next flush leaves nobody out
         self._spared_entries = self._spared_round = False  # somebody was left out since the last tick
+        self.sent_to_all: Index = 0
+        """Everybody was sent what is up to here, as far as windows allowed. Who lacks any of it is catching up: it is
+        never left out, because the next append follows each acknowledgement."""
         self._waited = False  # a tick has passed since, with an entry under way
         self._commit = 0  # as of the last tick
 
@@ -55,6 +68,7 @@ class Thrift:
         self._everybody = True
         self._spared_entries = self._spared_round = self._waited = False
         self._commit = 0
+        self.sent_to_all = 0
 
     def want(self, peer: NodeId) -> None:
         """Somebody at `peer` waits for what is new in the log: do not leave it out."""
@@ -74,12 +88,20 @@ class Thrift:
         wanted = self._wanted
         if wanted:
             self._wanted = set()
-        if everybody or raft.log.last - raft.log.commit > 1 or raft.uncommitted_bytes > raft.config.lone_bytes_max:
-            return None
-        if raft.lead_transferee or not self._usable():
-            return None
-        self._spared_entries = True
-        return wanted.union(self._quick) if wanted else self._quick
+        if not everybody and self._is_lone() and self._usable():
+            self._spared_entries = True
+            return wanted.union(self._quick) if wanted else self._quick
+        self.sent_to_all = raft.log.last
+        return None
+
+    def _is_lone(self) -> bool:
+        """Whether one small entry is under way, or none."""
+        raft = self._raft
+        return (
+            raft.log.last - raft.log.commit <= 1
+            and raft.uncommitted_bytes <= raft.config.lone_bytes_max
+            and not raft.lead_transferee
+        )
 
     def for_round(self) -> Collection[NodeId] | None:
         """Who is asked to confirm that we lead, for reads; None for everybody."""

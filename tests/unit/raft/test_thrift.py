@@ -127,6 +127,21 @@ def test_who_waits_for_an_entry_is_not_left_out() -> None:
     assert sorted(receivers) == sorted({*leader.raft.thrift.quick, asking})
 
 
+def test_who_catches_up_is_sent_the_next_append_with_each_acknowledgement() -> None:
+    """Seed 53 of 7 nodes: a new member got one append a tick, because nobody waited for it."""
+    cluster = Cluster(5, config=replace(THRIFTY, append_bytes_max=1, inflight_appends_max=1))
+    leader = cluster.elect(1)
+    behind = 5
+    cluster.isolate(behind)
+    for number in range(100):
+        cluster.propose(f"{number}")
+        cluster.tick(only=1)
+    cluster.heal()
+    cluster.tick(4 * THRIFTY.heartbeat_ticks, only=1)
+    assert leader.raft.thrift.quick
+    assert cluster[behind].raft.log.last == leader.raft.log.last
+
+
 def test_a_read_at_a_node_that_was_left_out_brings_it_what_it_misses() -> None:
     """It is served when the node has applied the read index; that must not take until the next tick."""
     cluster, leader = thrifty()
