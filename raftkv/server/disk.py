@@ -138,7 +138,7 @@ class Disk:
         assert meta is not None, "an install names its snapshot"
         self._log.install(meta, job.persist.hard_state, job.state_name)
         if job.persist.entries:
-            self._log.append(None, job.persist.entries)
+            self._log.append(job.persist.hard_state, job.persist.entries)
         self._done(job.persist.number)
 
     def _done(self, number: int) -> None:

@@ -129,7 +129,8 @@ class SimLog:
         self._meta = meta
         self.state_name = state_name
         self._set(hard_state)
-        self._raise_commit(meta.index)
+        commit = min(max(self.hard_state.commit, meta.index), self.last_index())  # what lies behind is appended next
+        self.hard_state = HardState(self.hard_state.term, self.hard_state.vote, commit)
 
     def _raise_commit(self, index: Index) -> None:
         hard_state = self.hard_state

@@ -289,7 +289,7 @@ class SimNode:
         def install(log: SimLog) -> None:
             log.install(meta, hard_state, name)
             if entries:
-                log.append(None, entries)
+                log.append(hard_state, entries)
 
         self.disk.write(install, lambda: self._written(life, number, meta, name))
 

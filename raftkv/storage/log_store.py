@@ -224,6 +224,8 @@ class LogStore:
         Entries after `meta.index` are kept only where the log has just the entry (index, term) that the snapshot
         ends with: then they follow from it (Ongaro 5.1).
 
+        The commit index is taken as far as the log goes then; `append` it again with the entries behind the snapshot.
+
         Raises:
             NodeFatal: the write failed, or an earlier one had.
         """
@@ -241,7 +243,9 @@ class LogStore:
             tail = replace(tail, last_index=meta.index, last_term=meta.term)
         batch.put(keys.KEY_META, keys.encode_meta(meta))
         batch.put(keys.KEY_STATE_NAME, keys.seal(keys.KEY_STATE_NAME, state_name.encode()))
-        self._commit(batch, replace(tail, commit=max(tail.commit, meta.index)), sync=True)
+        # The commit index may be that of entries to be appended behind the snapshot: as far as the log goes now.
+        commit = min(max(tail.commit, meta.index), tail.last_index)
+        self._commit(batch, replace(tail, commit=commit), sync=True)
         self._meta = meta
         self._state_name = state_name
         if keeps:

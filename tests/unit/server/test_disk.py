@@ -105,6 +105,7 @@ async def test_an_install_keeps_its_place_between_writes() -> None:
     assert numbers == [1, 2, 3]
     assert h.log.installs == [(meta, "state-2")]
     assert [[e.index for e in entries] for _, entries, _ in h.log.writes] == [[1], [11], [12]]
+    assert h.log.writes[1][0] == HardState(3, 0, 10), "the commit index goes with the entries"
 
 
 async def test_other_work_runs_in_its_place_and_answers() -> None:

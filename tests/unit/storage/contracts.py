@@ -51,6 +51,7 @@ def check_log_store(make: Callable[[], Log]) -> None:
         _compacts,
         _installs_over_everything,
         _installs_and_keeps_what_follows,
+        _installs_below_a_commit_index_that_has_moved_on,
     ):
         check(make())
     for mistake in MISTAKES:
@@ -150,6 +151,17 @@ def _installs_over_everything(log: Log) -> None:
     assert (log.first_index(), log.last_index(), log.term(12)) == (13, 12, 6)
     log.append(None, entries(13, 6))
     assert everything(log) == entries(13, 6)
+
+
+def _installs_below_a_commit_index_that_has_moved_on(log: Log) -> None:
+    """A snapshot, and entries behind it that are committed already, may come in one turn (seed 2001, seven nodes)."""
+    log.append(HardState(3, 1, 1), entries(1, 1, 1))
+    hard_state = HardState(3, 1, 11)
+    log.install(SnapshotMeta(10, 3, CONF), hard_state, "state-2")
+    assert log.initial_state() == (HardState(3, 1, 10), CONF)
+    log.append(hard_state, entries(11, 3, 3))
+    assert log.initial_state() == (hard_state, CONF)
+    assert everything(log) == entries(11, 3, 3)
 
 
 def _installs_and_keeps_what_follows(log: Log) -> None:
