@@ -69,14 +69,24 @@ class Link:
         if self._call is not None:
             self._outbox.append(message)
 
-    def flush(self) -> None:
-        """Send what is in the outbox, as one message, unless the one before is still on its way."""
+    def flush(self, encoded: dict[tuple[int, ...], bytes]) -> None:
+        """Send what is in the outbox, as one message, unless the one before is still on its way.
+
+        Args:
+            encoded: what other links have sent in this turn, by the ids of the messages in it. Followers in step get
+                the same messages, which are encoded once.
+        """
         call = self._call
         while self._outbox and call is not None:
             if call.held_up:
                 self._check_room(call)
                 return
-            call.send(self._next_batch().SerializeToString())
+            batch = self._next_batch()
+            same = tuple(map(id, batch))
+            message = encoded.get(same)
+            if message is None:
+                message = encoded[same] = convert.to_batch(batch).SerializeToString()
+            call.send(message)
 
     def _check_room(self, call: Call) -> None:
         if sum(map(convert.size_hint, self._outbox)) > OUTBOX_BYTES_MAX:
@@ -108,7 +118,7 @@ class Link:
             if call.ended is not None:
                 return call.ended
             self._call = call
-            call.on_room = self.flush
+            call.on_room = lambda: self.flush({})
             self._receiver.on_connected(self.peer)
             try:
                 return await call.wait_end()
@@ -119,7 +129,7 @@ class Link:
         finally:
             connection.abort("this node ends the connection")
 
-    def _next_batch(self) -> raft_pb2.PeerBatch:
+    def _next_batch(self) -> list[PeerMessage]:
         """Everything that gathered, up to BATCH_BYTES_MAX."""
         outbox = self._outbox
         size = count = 0
@@ -127,7 +137,7 @@ class Link:
             size += convert.size_hint(outbox[count])
             count += 1
         self._outbox = outbox[count:]
-        return convert.to_batch(outbox if count == len(outbox) else outbox[:count])
+        return outbox if count == len(outbox) else outbox[:count]
 
 
 class PeerService:
@@ -222,8 +232,9 @@ class Peers:
 
     def flush(self) -> None:
         """Send what one turn had for the peers."""
+        encoded: dict[tuple[int, ...], bytes] = {}
         for link, _ in self._links.values():
-            link.flush()
+            link.flush(encoded)
 
     async def is_gone(self, peer: NodeId) -> bool:
         """Whether the process of `peer` is provably gone: its port refuses connections."""
