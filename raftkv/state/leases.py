@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from raftkv._pb.lease_pb2 import LeaseGrantRequest, LeaseGrantResponse, LeaseRevokeRequest, LeaseRevokeResponse
 from raftkv._pb.state_pb2 import LeaseCheckpoints, LeaseExpire
+from raftkv.state.attachments import Attachments
 from raftkv.state.keys import EXPIRED, LEASE, LEASE_END, LEASE_ID, LEASE_KEY, LEASE_RECORD, TOMBSTONE
 from raftkv.state.mvcc import Source
 from raftkv.state.overlay import Overlay
@@ -72,13 +73,19 @@ def keys_of(source: Source, lease: int) -> list[bytes]:
 class Leases:
     """All leases of one replica. A command that is refused gives the code of its refusal and has changed nothing."""
 
-    def __init__(self, store: KeyValueStore) -> None:
+    def __init__(self, store: KeyValueStore, attachments: Attachments) -> None:
         self.records: dict[int, LeaseRecord] = {
             LEASE_ID.unpack_from(key, len(LEASE))[0]: LeaseRecord(*LEASE_RECORD.unpack(value))
             for key, value in store.iterate(LEASE, LEASE_END)
         }
         """By id, each as it is in the store with all that is applied."""
+        self._attachments = attachments
         self._events: list[LeaseEvent] | None = None  # None: nobody has asked yet, so nothing is gathered
+
+    def keys_of(self, source: Source, lease: int) -> list[bytes]:
+        """As the function, from memory where that is known."""
+        known = self._attachments.keys_of(lease)
+        return keys_of(source, lease) if known is None else known
 
     def take_events(self) -> list[LeaseEvent]:
         """What happened since the last call, in order; gathered from the first call on."""
@@ -95,6 +102,7 @@ class Leases:
             return RefusalCode.LEASE_EXISTS
         ttl_ms = granted_ttl_ms(request)
         self._set(overlay, lease, LeaseRecord(ttl_ms, 0), LeaseChange.GRANTED)
+        self._attachments.granted(lease)
         response = LeaseGrantResponse(ID=lease, TTL=ttl_ms // 1000, ttl_ms=ttl_ms)
         response.header.revision = overlay.revision
         return response
@@ -146,9 +154,10 @@ class Leases:
         key = LEASE + LEASE_ID.pack(lease)
         overlay.pending[key] = None
         overlay.effects.append(key + bytes((flags,)))
-        for attached in keys_of(overlay, lease):
+        for attached in self.keys_of(overlay, lease):
             version = overlay.get(b"c" + attached)
             assert version is not None, f"key {attached!r} of lease {lease:x} is not there"
             overlay.delete(attached, version, flags)
+        self._attachments.ended(lease)
         if self._events is not None:
             self._events.append((change, lease))

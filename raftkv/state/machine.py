@@ -41,6 +41,7 @@ from raftkv._pb.state_pb2 import (
     SessionOpen,
 )
 from raftkv.state import hashing, txn
+from raftkv.state.attachments import Attachments
 from raftkv.state.commands import CommandKind, Group
 from raftkv.state.compaction import sweep_start, sweep_step
 from raftkv.state.directories import Directories
@@ -60,7 +61,7 @@ from raftkv.state.keys import (
     SWEEP_KEY,
     Head,
 )
-from raftkv.state.leases import LeaseEvent, LeaseRecord, Leases, keys_of
+from raftkv.state.leases import LeaseEvent, LeaseRecord, Leases
 from raftkv.state.mvcc import Reader
 from raftkv.state.overlay import Overlay
 from raftkv.state.ranges import read_range
@@ -101,8 +102,9 @@ class StateMachine:
         )
         """The alarms that are on: (member id, alarm type)."""
         self._members: dict[int, bytes] = {}
-        self._leases = Leases(store)
         self._directories = Directories()
+        self._attachments = Attachments()
+        self._leases = Leases(store, self._attachments)
         self._sessions = Sessions(store)
         self._entry_index = self._entry_term = 0  # of the entry that is being applied
         self._sweep_place: bytes | None = store.get(SWEEP_KEY)
@@ -138,7 +140,7 @@ class StateMachine:
         Returns:
             For each entry, for each group, the results of its commands in their order.
         """
-        overlay = Overlay(self.store, self.revision, self._directories)
+        overlay = Overlay(self.store, self.revision, self._directories, self._attachments)
         effects = overlay.effects
         results: list[list[list[Result]]] = []
         for index, term, groups in entries:
@@ -359,7 +361,7 @@ class StateMachine:
 
     def lease_keys(self, lease: int) -> list[bytes]:
         """The keys attached to a lease, in order; none where there is no such lease."""
-        return keys_of(self.store, lease)
+        return self._leases.keys_of(self.store, lease)
 
     def take_lease_events(self) -> list[LeaseEvent]:
         """What happened to leases since the last call, in order.

@@ -9,10 +9,11 @@ Invariant: compact_revision <= revision; every read is at a revision in between,
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Protocol
 
 from raftkv._pb.common_pb2 import Event, KeyValue
-from raftkv.state.directories import Directories
+from raftkv.state.directories import KEYS_MAX, Directories
 from raftkv.state.keys import (
     EXPIRED,
     NO_PLACE,
@@ -106,10 +107,23 @@ class Reader:
         if stop is not None and start >= stop:
             return iter(())
         if revision == self.revision:
-            if self._directories is not None and (known := self._directories.listing(start, stop)) is not None:
+            if self._directories is not None and (known := self._known(self._directories, start, stop)) is not None:
                 return iter(known)
             return ((key[1:], version) for key, version in self.iterate(b"c" + start, current_bound(stop)))
         return self._walk_at(start, stop, PLACE.pack(revision + 1, 0))
+
+    def _known(self, directories: Directories, start: bytes, stop: bytes | None) -> list[tuple[bytes, bytes]] | None:
+        """A listing from memory, or from that of the parent, which is made now if it is small."""
+        known = directories.listing(start, stop)
+        if known is None and (parent := directories.parent_to_list(start, stop)) is not None:
+            found = self.iterate(b"c" + parent[0], b"c" + parent[1])
+            pairs = [(key[1:], version) for key, version in islice(found, KEYS_MAX + 1)]
+            if len(pairs) > KEYS_MAX:
+                directories.found_large(parent[0])
+            else:
+                directories.remember(*parent, pairs)
+                known = directories.listing(start, stop)
+        return known
 
     def walked(self, start: bytes, stop: bytes | None, revision: int, pairs: list[tuple[bytes, bytes]]) -> None:
         """`walk` went to its end and gave `pairs`: the next may be spared it."""

@@ -12,6 +12,7 @@ from bisect import bisect_left, insort
 from collections.abc import Iterator
 from itertools import islice
 
+from raftkv.state.attachments import Attachments
 from raftkv.state.directories import Directories
 from raftkv.state.keys import (
     LEASE_ID,
@@ -36,7 +37,7 @@ _ABSENT = b"\xff absent"
 class Overlay:
     """A readable and writable layer over a store."""
 
-    def __init__(self, store: KeyValueStore, revision: int, directories: Directories) -> None:
+    def __init__(self, store: KeyValueStore, revision: int, directories: Directories, attachments: Attachments) -> None:
         self.pending: dict[bytes, bytes | None] = {}
         """Keys of the store with their new values, None where deleted; keys are never taken out of it."""
         self.revision = revision
@@ -47,6 +48,7 @@ class Overlay:
         """The changes in canonical bytes, for the rolling hash. Whoever hashes them empties the list."""
         self._store = store
         self._directories = directories
+        self._attachments = attachments
         self._store_get = store.get
         self._order: list[bytes] = []  # the keys of `pending`, sorted, as far as `_ordered` many of them
         self._ordered = 0
@@ -120,6 +122,7 @@ class Overlay:
             version = 1
             if lease:
                 pending[LEASE_KEY + LEASE_ID.pack(lease) + key] = b""
+                self._attachments.attach(lease, key)
         else:
             replaced = old[:PLACE_BYTES]
             _, _, create_revision, version, old_lease = VERSION.unpack(old)
@@ -137,8 +140,10 @@ class Overlay:
     def _move(self, key: bytes, old_lease: int, lease: int) -> None:
         if old_lease:
             self.pending[LEASE_KEY + LEASE_ID.pack(old_lease) + key] = None
+            self._attachments.detach(old_lease, key)
         if lease:
             self.pending[LEASE_KEY + LEASE_ID.pack(lease) + key] = b""
+            self._attachments.attach(lease, key)
 
     def delete(self, key: bytes, version: bytes, flags: int = TOMBSTONE) -> None:
         """Delete a key whose current version is given, in the open revision, and detach it from its lease.
@@ -155,6 +160,7 @@ class Overlay:
         self.pending[b"r" + place] = record
         if version[-8:] != NO_LEASE:
             self.pending[LEASE_KEY + version[-8:] + key] = None
+            self._attachments.detach(LEASE_ID.unpack(version[-8:])[0], key)
         self.effects.append(place)
         self.effects.append(record)
 
@@ -176,6 +182,7 @@ class Overlay:
             del self.effects[-2 * self.number :]
         self.number = 0
         self._directories.forget()
+        self._attachments.forget()
         self.pending = savepoint
         self._order = []
         self._ordered = 0
