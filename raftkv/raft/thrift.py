@@ -158,5 +158,6 @@ class Thrift:
         progress = raft.progress
         if any(peer not in progress or progress[peer].match < self._commit for peer in self._quick):
             self._quick = ()
-        # A quick one that is gone acknowledges nothing, and so nothing of its is ever behind: what is under way is.
+        # Without the ones that are gone nothing is committed, so to be behind the commit index would never show them:
+        # an entry that was under way for a whole tick counts as well.
         self._commit = raft.log.last if self._waited else raft.log.commit

@@ -343,11 +343,6 @@ class Connection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
-    def close(self) -> None:
-        """Close the connection behind what was sent."""
-        if self._transport is not None:
-            self._transport.close()
-
     # Inside.
 
     def _flush(self) -> None:
