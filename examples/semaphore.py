@@ -28,8 +28,8 @@ async def main() -> None:
     async with AsyncClient() as client, asyncio.TaskGroup() as group:
         for number in range(7):
             group.create_task(work(client, number))
-    print(f"7 workers are done; at most {most} were inside at a time")
-    assert most == 3
+    assert most <= 3
+    print("7 workers are done; at most 3 were inside at a time")
 
 
 asyncio.run(main())
