@@ -20,7 +20,6 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Final
 
-import grpc
 import structlog
 from google.protobuf.message import DecodeError
 from grpc import StatusCode
@@ -28,6 +27,7 @@ from grpc import StatusCode
 from raftkv.raft import errors as raft
 from raftkv.server import errors
 from raftkv.server.errors import Executed, TimeoutKind
+from raftkv.server.rpc.methods import Context
 from raftkv.state.results import Refusal, RefusalCode, Refused
 from raftkv.state.validate import InvalidCode, InvalidRequest
 
@@ -247,6 +247,6 @@ def _unexpected(fault: Exception, method: str) -> Answer:
     )
 
 
-async def abort(context: grpc.aio.ServicerContext[bytes, bytes], answer: Answer) -> None:
+async def abort(context: Context, answer: Answer) -> None:
     """End the call with that answer; does not return."""
     await context.abort(answer.code, answer.text, answer.trailers)

@@ -14,10 +14,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
+from typing import cast
 
 import grpc
 from grpc_health.v1 import health_pb2_grpc
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+
+from raftkv.server.rpc.methods import Context, MethodServer
 
 STOPPING = "stopping"
 LIVENESS = ""
@@ -33,8 +36,6 @@ NEEDS_A_HEALTHY_NODE = (
 NEEDS_A_PROCESS = ("raftkv.v1.Maintenance", "etcdserverpb.Maintenance")
 WATCHERS_MAX = 10_000
 
-_Context = grpc.aio.ServicerContext[HealthCheckRequest, HealthCheckResponse]
-
 
 class Health(health_pb2_grpc.HealthServicer):
     """The health of one node; `update` and the RPCs belong to one event loop."""
@@ -49,9 +50,9 @@ class Health(health_pb2_grpc.HealthServicer):
         """Why this node does not serve; empty while it does."""
         return self._reasons
 
-    def register(self, server: grpc.aio.Server) -> None:
+    def register(self, server: MethodServer) -> None:
         """Serve it on `server`, which must not have started yet."""
-        health_pb2_grpc.add_HealthServicer_to_server(self, server)
+        health_pb2_grpc.add_HealthServicer_to_server(self, cast("grpc.aio.Server", server))
 
     def update(self, reasons: frozenset[str]) -> None:
         """The node has other reasons not to serve."""
@@ -71,14 +72,14 @@ class Health(health_pb2_grpc.HealthServicer):
             return None
         return HealthCheckResponse.SERVING if serves else HealthCheckResponse.NOT_SERVING
 
-    async def Check(self, request: HealthCheckRequest, context: _Context) -> HealthCheckResponse:
+    async def Check(self, request: HealthCheckRequest, context: Context) -> HealthCheckResponse:
         """One look."""
         status = self.status(request.service)
         if status is None:
             await context.abort(grpc.StatusCode.NOT_FOUND, f"raftkv: no service {request.service!r}")
         return HealthCheckResponse(status=status)
 
-    async def Watch(self, request: HealthCheckRequest, context: _Context) -> AsyncGenerator[HealthCheckResponse, None]:
+    async def Watch(self, request: HealthCheckRequest, context: Context) -> AsyncGenerator[HealthCheckResponse, None]:
         """The status now and each time it changes, until the node stops."""
         if self._watchers >= WATCHERS_MAX:
             await context.abort(

@@ -25,7 +25,7 @@ from raftkv.server import interpreter, logs, peers, services, transport
 from raftkv.server.config import NodeConfig
 from raftkv.server.errors import RequestError
 from raftkv.server.health import Health
-from raftkv.server.rpc_server import Server
+from raftkv.server.rpc.server import Server
 from raftkv.server.runtime import Runtime
 from raftkv.server.snapshots import SnapshotReceiver
 from raftkv.server.stores import EXIT_FATAL, Stores
@@ -95,16 +95,16 @@ async def _serve(config: NodeConfig) -> int:
     members = stores.members()
     servicer = SnapshotReceiver(runtime, lambda node: node in members or node in raft.status().conf.members())
     peer_server = Server({peers.STREAM: servicer.stream, peers.SNAPSHOT: servicer.snapshot})
-    await transport.bind_peers(peer_server, config.listen_peer, "listen_peer")
+    await transport.bind(peer_server, config.listen_peer, "listen_peer")
     client_server = transport.client_server(config)
     health = Health()
     registered = services.register(client_server, runtime)
     health.register(client_server)
     runtime.on_health = health.update
-    transport.bind(client_server, config.listen_client, "listen_client")
+    await transport.bind(client_server, config.listen_client, "listen_client")
     stop = _stop_on_signals(config)
     async with asyncio.TaskGroup() as tasks:
-        await peer_server.start(tasks)
+        await peer_server.start()
         runtime.start(tasks)
         await client_server.start()
         log.info(
@@ -126,7 +126,7 @@ async def _serve(config: NodeConfig) -> int:
         registered.end_streams()
         await client_server.stop(DRAIN_S)
         publish.cancel()
-        peer_server.close()
+        await peer_server.stop(0)
         runtime.end_tasks()
     registered.close()
     runtime.close()

@@ -23,9 +23,10 @@ import structlog
 
 from raftkv._pb import raft_pb2
 from raftkv.raft.types import NodeId
-from raftkv.server import convert, rpc
+from raftkv.server import convert
 from raftkv.server.convert import PeerMessage
-from raftkv.server.rpc import Call, Ended
+from raftkv.server.rpc.call import Call, Ended
+from raftkv.server.rpc.connection import dial
 
 STREAM: Final = "/raftkv.v1.Peer/Stream"
 SNAPSHOT: Final = "/raftkv.v1.Peer/Snapshot"
@@ -111,10 +112,10 @@ class Link:
             await asyncio.sleep(delay_s)
 
     async def _stream(self) -> Ended:
-        connection = await rpc.dial(self.address, DIAL_S)
+        connection = await dial(self.address, DIAL_S)
         try:
             call = connection.open(STREAM, self._metadata)
-            await call.accepted.wait()
+            await call.wait_accepted()
             if call.ended is not None:
                 return call.ended
             self._call = call

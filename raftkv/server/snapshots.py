@@ -19,9 +19,10 @@ import structlog
 
 from raftkv._pb import raft_pb2
 from raftkv.raft.types import NodeId, SnapshotMeta
-from raftkv.server import convert, rpc
+from raftkv.server import convert
 from raftkv.server.peers import DIAL_S, SNAPSHOT, PeerService, Receiver
-from raftkv.server.rpc import Call, Ended
+from raftkv.server.rpc.call import Call, Ended
+from raftkv.server.rpc.connection import dial
 from raftkv.storage.errors import NodeFatal, SnapshotFailed
 from raftkv.storage.snapshots import IncomingSnapshot, SnapshotFile, SnapshotSpool
 
@@ -112,7 +113,7 @@ class SnapshotSender:
             total_bytes=file.size,
             digest=file.digest,
         )
-        connection = await rpc.dial(address, DIAL_S)
+        connection = await dial(address, DIAL_S)
         try:
             call = connection.open(SNAPSHOT, self._runtime.peers.metadata(peer))
             call.send(first.SerializeToString())

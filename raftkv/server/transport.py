@@ -1,9 +1,4 @@
-"""Where a node listens: the gRPC server that clients connect to, its settings, and the addresses of both ports.
-
-The settings were measured (grpcio 1.85): the ping floor is `min_ping_interval_without_data_ms`, not the often copied
-`min_recv_ping_interval`, which is no known argument; without `permit_without_calls` idle channels are sent away; with
-`so_reuseport` on, two nodes would silently share one port.
-"""
+"""Where a node listens: the server that clients call, what it lets them do, and the addresses of both ports."""
 
 from __future__ import annotations
 
@@ -13,10 +8,10 @@ import socket
 from collections.abc import Sequence
 from typing import Final
 
-import grpc
-
 from raftkv.server.config import NodeConfig
-from raftkv.server.rpc_server import Server
+from raftkv.server.rpc.connection import Limits
+from raftkv.server.rpc.methods import MethodServer
+from raftkv.server.rpc.server import Server
 
 RECEIVE_MARGIN_BYTES: Final = 512 * 1024
 """What a message may exceed `max_request_bytes` by before gRPC itself refuses it; as in etcd."""
@@ -42,27 +37,31 @@ class BindError(Exception):
         self.reason = reason
 
 
-def server_options(config: NodeConfig) -> list[tuple[str, int]]:
-    """The channel arguments of the clients' server."""
-    return [
-        ("grpc.http2.min_ping_interval_without_data_ms", 5_000),  # etcd's floor
-        ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.http2.max_ping_strikes", 2),
-        ("grpc.keepalive_time_ms", 7_200_000),
-        ("grpc.http2.ping_timeout_ms", 20_000),
-        ("grpc.so_reuseport", 0),
-        ("grpc.max_concurrent_streams", CONCURRENT_STREAMS_MAX),
-        ("grpc.max_receive_message_length", config.max_request_bytes + RECEIVE_MARGIN_BYTES),
-        ("grpc.max_send_message_length", -1),
-    ]
+KEEPALIVE_S: Final = 60.0
+ANSWER_S: Final = 20.0
+"""A client that is gone without a word holds what it holds for so long: streams, watches, a place in a queue."""
 
 
-def client_server(config: NodeConfig) -> grpc.aio.Server:
+def client_limits(config: NodeConfig) -> Limits:
+    """What a client may ask of its connection."""
+    return Limits(
+        message_bytes_max=config.max_request_bytes + RECEIVE_MARGIN_BYTES,
+        call_window_bytes=1 << 20,
+        window_bytes=16 << 20,
+        calls_max=CONCURRENT_STREAMS_MAX,
+        keepalive_s=KEEPALIVE_S,
+        answer_s=ANSWER_S,
+        gathers=True,
+        answers_first=True,
+    )
+
+
+def client_server(config: NodeConfig) -> MethodServer:
     """A server for clients, without services or address."""
-    return grpc.aio.server(options=server_options(config))
+    return MethodServer({}, client_limits(config))
 
 
-def bind(server: grpc.aio.Server, address: str, field: str) -> int:
+async def bind(server: Server, address: str, field: str) -> int:
     """Have `server` listen on `address`.
 
     Returns:
@@ -74,22 +73,7 @@ def bind(server: grpc.aio.Server, address: str, field: str) -> int:
     if reason:
         raise BindError(address, field, reason)
     try:
-        return server.add_insecure_port(address)
-    except RuntimeError as fault:
-        raise BindError(address, field, _obstacle(address) or str(fault)) from fault
-
-
-async def bind_peers(server: Server, address: str, field: str) -> None:
-    """As `bind`, for the server of the other nodes.
-
-    Raises:
-        BindError: as `bind`.
-    """
-    reason = _obstacle(address)
-    if reason:
-        raise BindError(address, field, reason)
-    try:
-        await server.bind(address)
+        return await server.bind(address)
     except OSError as fault:
         raise BindError(address, field, fault.strerror or str(fault)) from fault
 
@@ -97,7 +81,7 @@ async def bind_peers(server: Server, address: str, field: str) -> None:
 def _obstacle(address: str) -> str:
     """Why one of the addresses a host stands for cannot be listened on; empty when nothing is in the way.
 
-    gRPC is content when any of them works, and tells no reason when none does. `localhost` has two.
+    `localhost` has two.
     """
     host, _, port = address.rpartition(":")
     try:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from typing import cast
 
 import grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from raftkv.server.limits import Inflight
+from raftkv.server.rpc.methods import MethodServer
 from raftkv.server.services.candidates import Candidates
 from raftkv.server.services.cluster import Cluster
 from raftkv.server.services.contract import Node
@@ -29,7 +31,7 @@ HEALTH_NAME = "grpc.health.v1.Health"
 class Services:
     """The services of one node, at work."""
 
-    def __init__(self, server: grpc.aio.Server, node: Node) -> None:
+    def __init__(self, server: MethodServer, node: Node) -> None:
         self.inflight = Inflight(node.config.inflight_requests_max, node.config.inflight_bytes_max)
         self._reads = Reads(node)
         self.watches = WatchHub(lambda: node.machine, asyncio.get_running_loop(), self._reads.begin, node.fatal)
@@ -60,7 +62,9 @@ class Services:
         self.names = tuple(name for service in every for name in service.names)
         # Reflection tells of ours only: etcd's messages are in no descriptor pool of this process, on purpose.
         shown = (*(service.names[0] for service in every), HEALTH_NAME, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(shown, server)
+        servicer = reflection.aio.ReflectionServicer(shown)
+        add_reflection = reflection_pb2_grpc.add_ServerReflectionServicer_to_server
+        add_reflection(servicer, cast("grpc.aio.Server", server))  # type: ignore[no-untyped-call]  # it is generated
 
     def end_streams(self) -> None:
         """End the streams under way with a status, and let none begin: they would hold up the stopping server."""
@@ -74,6 +78,6 @@ class Services:
         self._reads.close()
 
 
-def register(server: grpc.aio.Server, node: Node) -> Services:
+def register(server: MethodServer, node: Node) -> Services:
     """Serve `node` on `server`, which must not have started yet."""
     return Services(server, node)

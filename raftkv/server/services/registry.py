@@ -18,8 +18,9 @@ import grpc
 from raftkv.server.errors import NoLeader
 from raftkv.server.grpc_errors import abort, answer_to
 from raftkv.server.limits import Inflight
+from raftkv.server.rpc.methods import ClientGone, Context, MethodServer
 from raftkv.server.services.contract import Node
-from raftkv.server.services.streams import ClientGone, Context, Stream, Streams, deadline_of, wants_leader
+from raftkv.server.services.streams import Stream, Streams, deadline_of, wants_leader
 from raftkv.state.store import StoreDamaged
 from raftkv.storage.errors import NodeFatal
 
@@ -74,11 +75,10 @@ class Registry:
         self.streams = Streams(node)
         self.counts: dict[str, MethodCounts] = {}
 
-    def add(self, server: grpc.aio.Server, service: Service) -> None:
+    def add(self, server: MethodServer, service: Service) -> None:
         """Serve `service` on `server`, under each of its names."""
         handlers = {method.name: self._handler(service.names[0], method) for method in service.methods}
         for name in service.names:
-            server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, handlers),))
             server.add_registered_method_handlers(name, handlers)
 
     def _handler(self, service: str, method: Method) -> grpc.RpcMethodHandler[bytes, bytes]:

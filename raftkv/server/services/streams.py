@@ -14,15 +14,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterator
-from typing import cast
-
-import grpc
-import grpc.aio
 
 from raftkv.server.errors import DeadlineExceeded, NoLeader, RequestError, Stopping
+from raftkv.server.rpc.methods import Context
 from raftkv.server.services.contract import Node
 
-Context = grpc.aio.ServicerContext[bytes, bytes]
 HAS_LEADER = "hasleader"
 ANSWER_EARLY_S = 0.05
 LOOKS_WITHOUT_LEADER_MAX = 3
@@ -30,8 +26,8 @@ LOOK_EVERY_S_MIN = 1.0  # etcd looks once an election timeout, 1 s by default; o
 
 
 def wants_leader(context: Context) -> bool:
-    """Whether the caller would rather fail than wait for a leader. Costly."""
-    return any(key == HAS_LEADER and value == "true" for key, value in context.invocation_metadata() or ())
+    """Whether the caller would rather fail than wait for a leader."""
+    return context.header(HAS_LEADER) == "true"
 
 
 def deadline_of(context: Context) -> float | None:
@@ -42,7 +38,7 @@ def deadline_of(context: Context) -> float | None:
     Raises:
         DeadlineExceeded: that moment has passed: nothing is to be proposed.
     """
-    remaining = cast("float | None", context.time_remaining())  # the stubs know no calls without a deadline
+    remaining = context.time_remaining()
     if remaining is None:
         return None
     if remaining <= 0:
@@ -80,10 +76,6 @@ class Interrupt:
             self._limit = None
 
 
-class ClientGone(Exception):
-    """The client left its stream while something was being sent; the call's own cancellation is on its way."""
-
-
 class Stream:
     """A call with messages both ways, as its method sees it. One task may read while another writes."""
 
@@ -99,8 +91,7 @@ class Stream:
             Stopping: the node stops; what is under way may still be answered, quickly.
         """
         async with self._interrupt.guard():
-            message: object = await self.context.read()
-        return message if isinstance(message, bytes) else None
+            return await self.context.read()
 
     async def write(self, response: bytes) -> None:
         """Send one response; waits while the client does not read.
@@ -108,10 +99,7 @@ class Stream:
         Raises:
             ClientGone: nobody is there to get it.
         """
-        try:
-            await self.context.write(response)
-        except grpc.aio.InternalError as fault:  # of gRPC's core, which takes nothing for a call that has ended
-            raise ClientGone from fault
+        await self.context.write(response)
 
 
 class Streams:

@@ -209,7 +209,7 @@ async def serve(node: FakeNode) -> AsyncIterator[Served]:
     served = services.register(server, node)
     health = Health()
     health.register(server)
-    port = server.add_insecure_port("127.0.0.1:0")
+    port = await server.bind("127.0.0.1:0")
     await server.start()
     health.update(frozenset())
     address = f"127.0.0.1:{port}"

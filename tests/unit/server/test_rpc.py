@@ -12,9 +12,9 @@ import grpc
 import grpc.aio
 import pytest
 
-from raftkv.server import rpc
-from raftkv.server.rpc import Call, Connection, Ended
-from raftkv.server.rpc_server import Handler, Server
+from raftkv.server.rpc.call import Call, Ended, Metadata
+from raftkv.server.rpc.connection import BETWEEN_NODES, Connection, Limits, dial
+from raftkv.server.rpc.server import Handler, Server
 
 ECHO = "/test.Echo/Echo"
 
@@ -33,21 +33,20 @@ def free_port() -> int:
 
 
 @asynccontextmanager
-async def serving(handlers: Mapping[str, Handler]) -> AsyncIterator[str]:
-    server = Server(handlers)
+async def serving(handlers: Mapping[str, Handler], limits: Limits = BETWEEN_NODES) -> AsyncIterator[str]:
+    server = Server(handlers, limits)
     address = f"127.0.0.1:{free_port()}"
     await server.bind(address)
-    async with asyncio.TaskGroup() as tasks:
-        await server.start(tasks)
-        try:
-            yield address
-        finally:
-            server.close()
+    await server.start()
+    try:
+        yield address
+    finally:
+        await server.stop(0)
 
 
 @asynccontextmanager
-async def connected(address: str) -> AsyncIterator[Connection]:
-    connection = await rpc.dial(address, 5.0)
+async def connected(address: str, limits: Limits = BETWEEN_NODES) -> AsyncIterator[Connection]:
+    connection = await dial(address, 5.0, limits)
     try:
         yield connection
     finally:
@@ -55,8 +54,8 @@ async def connected(address: str) -> AsyncIterator[Connection]:
 
 
 @asynccontextmanager
-async def calling(handler: Handler, metadata: rpc.Metadata = ()) -> AsyncIterator[Call]:
-    async with serving({ECHO: handler}) as address, connected(address) as connection:
+async def calling(handler: Handler, metadata: Metadata = (), limits: Limits = BETWEEN_NODES) -> AsyncIterator[Call]:
+    async with serving({ECHO: handler}) as address, connected(address, limits) as connection:
         yield connection.open(ECHO, metadata)
 
 
@@ -75,7 +74,7 @@ async def test_messages_come_whole_and_in_order() -> None:
 
 
 async def test_more_than_a_window_waits_until_it_is_read() -> None:
-    parts = 3 * rpc.WINDOW_BYTES // (1 << 20)
+    parts = 3 * BETWEEN_NODES.call_window_bytes // (1 << 20)
     reading = asyncio.Event()
     seen = []
 
@@ -88,7 +87,7 @@ async def test_more_than_a_window_waits_until_it_is_read() -> None:
     async with calling(slow) as call:
         for _ in range(parts):
             call.send(b"x" * (1 << 20))
-        await call.accepted.wait()
+        await call.wait_accepted()
         assert call.held_up
         told = asyncio.Event()
         call.on_room = told.set
@@ -123,7 +122,7 @@ async def test_metadata_and_a_status_with_any_text_arrive() -> None:
     async with calling(refuse, [("who", "n7")]) as call:
         ended = await call.wait_end()
         assert (ended.code, ended.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "nicht für n7: 100 %\n")
-        assert call.accepted.is_set()
+        await call.wait_accepted()  # is over too
         with pytest.raises(Ended):
             await call.read()
 
@@ -149,7 +148,7 @@ async def test_a_handler_that_fails_ends_its_call_and_nothing_else(direct: bool)
     async with serving({ECHO: fail, "/ok": echo}) as address, connected(address) as connection:
         other = connection.open("/ok", ())
         call = connection.open(ECHO, ())
-        await call.accepted.wait()
+        await call.wait_accepted()
         call.send(b"x")
         ended = await call.wait_end()
         assert (ended.code, ended.reason) == (grpc.StatusCode.UNKNOWN, "ValueError: no such kind")
@@ -274,8 +273,8 @@ async def test_who_does_not_speak_http2_is_sent_away_and_others_are_served(garba
 
 async def test_a_message_that_is_too_long_is_refused_by_its_length() -> None:
     async with calling(echo) as call:
-        await call.accepted.wait()
-        call._unsent += (rpc.MESSAGE_BYTES_MAX + 1).to_bytes(5, "big")
+        await call.wait_accepted()
+        call.unsent += (BETWEEN_NODES.message_bytes_max + 1).to_bytes(5, "big")
         call._connection.pump(call)
         assert (await call.wait_end()).code is grpc.StatusCode.RESOURCE_EXHAUSTED
 
@@ -286,25 +285,25 @@ async def test_another_content_type_is_refused() -> None:
         plain = connection._h2.get_next_available_stream_id()
         headers = [(":method", "POST"), (":scheme", "http"), (":path", ECHO), (":authority", "x")]
         connection._calls[plain] = other = Call(connection, plain, {})
-        connection.send_headers(plain, headers)
+        connection._h2.send_headers(plain, headers)
+        connection._flush()
         assert (await other.wait_end()).reason == "HTTP status 415"
         call.send(b"x")
         assert await call.read() == b"x"
 
 
-async def test_who_falls_silent_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rpc, "KEEPALIVE_S", 0.05)
+async def test_who_falls_silent_is_given_up() -> None:
+    impatient = Limits(keepalive_s=0.05, answer_s=0.05)
     with socket.create_server(("127.0.0.1", 0)) as frozen:  # the kernel accepts, nobody answers
-        async with connected(f"127.0.0.1:{frozen.getsockname()[1]}") as connection:
+        async with connected(f"127.0.0.1:{frozen.getsockname()[1]}", impatient) as connection:
             ended = await connection.open(ECHO, ()).wait_end()
             assert ended.code is grpc.StatusCode.UNAVAILABLE
             assert "ping" in ended.reason
 
 
 async def test_a_process_that_was_held_up_looks_into_its_socket_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rpc, "KEEPALIVE_S", 0.05)
-    async with calling(echo) as call:
-        await call.accepted.wait()
+    async with calling(echo, limits=Limits(keepalive_s=0.05, answer_s=30)) as call:
+        await call.wait_accepted()
         connection = call._connection
         sent = connection._h2.ping
         pinged = asyncio.Event()
@@ -322,8 +321,7 @@ async def test_a_process_that_was_held_up_looks_into_its_socket_first(monkeypatc
 
 
 async def test_who_is_quiet_but_answers_pings_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rpc, "KEEPALIVE_S", 0.02)
-    async with calling(echo) as call:
+    async with calling(echo, limits=Limits(keepalive_s=0.02, answer_s=0.5)) as call:
         connection = call._connection
         asked: asyncio.Queue[bytes] = asyncio.Queue()
         ping = connection._h2.ping

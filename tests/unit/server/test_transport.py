@@ -21,7 +21,7 @@ async def test_a_free_port_is_bound(tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    assert transport.bind(server, f"127.0.0.1:{port}", "listen_client") == port
+    assert await transport.bind(server, f"127.0.0.1:{port}", "listen_client") == port
     await server.stop(0)
 
 
@@ -32,20 +32,20 @@ async def test_a_port_in_use_is_named_with_its_flag(tmp_path: Path) -> None:
         other.listen()
         port = other.getsockname()[1]
         with pytest.raises(BindError) as caught:
-            transport.bind(server, f"127.0.0.1:{port}", "listen_client")
+            await transport.bind(server, f"127.0.0.1:{port}", "listen_client")
         assert str(caught.value) == f"cannot listen on 127.0.0.1:{port} (--listen-client): Address already in use"
         with pytest.raises(BindError):  # although [::1] is free
-            transport.bind(server, f"localhost:{port}", "listen_client")
+            await transport.bind(server, f"localhost:{port}", "listen_client")
     await server.stop(0)
 
 
 async def test_two_nodes_never_share_a_port(tmp_path: Path) -> None:
     """With SO_REUSEPORT, gRPC's default, the second would silently take half of the first one's connections."""
     first, second = transport.client_server(config(tmp_path)), transport.client_server(config(tmp_path))
-    port = first.add_insecure_port("127.0.0.1:0")
+    port = await first.bind("127.0.0.1:0")
     await first.start()
     with pytest.raises(BindError):
-        transport.bind(second, f"127.0.0.1:{port}", "listen_client")
+        await transport.bind(second, f"127.0.0.1:{port}", "listen_client")
     await first.stop(0)
     await second.stop(0)
 
@@ -57,14 +57,11 @@ async def test_two_nodes_never_share_a_port(tmp_path: Path) -> None:
 async def test_an_address_of_another_machine_is_named(tmp_path: Path, address: str, reason: str) -> None:
     server = transport.client_server(config(tmp_path))
     with pytest.raises(BindError, match=reason):
-        transport.bind(server, address, "listen_peer")
+        await transport.bind(server, address, "listen_peer")
     await server.stop(0)
 
 
-def test_the_settings_are_those_that_were_measured(tmp_path: Path) -> None:
-    options = dict(transport.server_options(config(tmp_path)))
-    assert options["grpc.so_reuseport"] == 0
-    assert options["grpc.http2.min_ping_interval_without_data_ms"] == 5000
-    assert options["grpc.keepalive_permit_without_calls"] == 1
-    assert options["grpc.max_receive_message_length"] == 1_572_864 + 524_288
-    assert options["grpc.max_concurrent_streams"] > NodeConfig(name="n1", data_dir=tmp_path).inflight_requests_max
+def test_a_call_too_many_is_answered_and_does_not_wait_in_the_client(tmp_path: Path) -> None:
+    limits = transport.client_limits(config(tmp_path))
+    assert limits.message_bytes_max == 1_572_864 + 524_288
+    assert limits.calls_max > NodeConfig(name="n1", data_dir=tmp_path).inflight_requests_max
