@@ -42,6 +42,10 @@ ANSWER_S: Final = 20.0
 """A client that is gone without a word holds what it holds for so long: streams, watches, a place in a queue."""
 
 
+PING_EVERY_S_MIN: Final = 5.0
+"""As etcd, so that clients tuned for etcd are neither refused nor better treated."""
+
+
 def client_limits(config: NodeConfig) -> Limits:
     """What a client may ask of its connection."""
     return Limits(
@@ -51,6 +55,7 @@ def client_limits(config: NodeConfig) -> Limits:
         calls_max=CONCURRENT_STREAMS_MAX,
         keepalive_s=KEEPALIVE_S,
         answer_s=ANSWER_S,
+        ping_every_s_min=PING_EVERY_S_MIN,
         gathers=True,
         answers_first=True,
     )

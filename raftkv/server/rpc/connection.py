@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, cast
@@ -33,6 +34,7 @@ UNREAD_BYTES_MAX: Final = 16 << 20
 """Who lets so much gather there (answers to pings, statuses: nothing holds those up) is sent away."""
 WINDOW_AT_FIRST: Final = 65_535  # of HTTP/2
 
+PING_STRIKES_MAX: Final = 2
 _CLOSED: Final = (StreamClosedError, StreamIDTooLowError)  # what h2 says of a stream that is no more
 _CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
 _ANSWER_HEADERS: Final = ((":status", "200"), ("content-type", "application/grpc"))
@@ -54,6 +56,8 @@ class Limits:
     """After so long without a sign of life it is asked whether it is there,"""
     answer_s: float = 1.0
     """and has so long to answer."""
+    ping_every_s_min: float = 0.0
+    """Who asks more often while he is sent nothing is told `too_many_pings` and sent away, as by any gRPC server."""
     gathers: bool = False
     """Whether what is sent in one round of the loop leaves as one write in the next, or each at once."""
     answers_first: bool = False
@@ -106,6 +110,8 @@ class Connection(asyncio.Protocol):
         self._heard = False  # something arrived since the last look
         self._asked = False  # whether it is there
         self._overdue = False  # its answer is
+        self._pinged = -math.inf  # when we were asked last, since we sent something
+        self._strikes = 0
 
     # From asyncio.
 
@@ -187,9 +193,14 @@ class Connection(asyncio.Protocol):
         """Have the other side begin no more calls here; those that it has begun go on, and the last one closes."""
         if not self._going_away and self._transport is not None:
             self._going_away = True
-            # Not by h2, which takes nothing for a connection that is to end.
-            self._transport.write(GoAwayFrame(0, last_stream_id=self._last).serialize())
+            self._go_away(ErrorCodes.NO_ERROR, b"")
             self._close_when_done()
+
+    def _go_away(self, code: ErrorCodes, why: bytes) -> None:
+        # Not by h2, which takes nothing for a connection that is to end.
+        frame = GoAwayFrame(0, last_stream_id=self._last, error_code=code, additional_data=why)
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(frame.serialize())
 
     def abort(self, reason: str) -> None:
         """Drop the connection at once."""
@@ -217,6 +228,7 @@ class Connection(asyncio.Protocol):
             self._h2.send_data(call.number, bytes(unsent[:size]))
             del unsent[:size]
             self._gathered += size
+            self._pinged, self._strikes = -math.inf, 0
             if self._gathered > WRITE_BUFFER_BYTES:
                 self._flush()  # which tells whether the socket takes more
         if call.is_completing and not unsent:
@@ -294,6 +306,8 @@ class Connection(asyncio.Protocol):
             self._answered(event.stream_id, _headers_of(event.headers))
         elif isinstance(event, events.RemoteSettingsChanged):
             self._pump_all()
+        elif isinstance(event, events.PingReceived):
+            self._asked_by_it()
         elif isinstance(event, events.ConnectionTerminated):
             self.abort("the other side closes the connection")
 
@@ -355,6 +369,15 @@ class Connection(asyncio.Protocol):
             call.wake()
             if call.on_room is not None:
                 call.on_room()
+
+    def _asked_by_it(self) -> None:
+        now = self._loop.time()
+        if now - self._pinged < self._limits.ping_every_s_min:
+            self._strikes += 1
+            if self._strikes > PING_STRIKES_MAX:
+                self._go_away(ErrorCodes.ENHANCE_YOUR_CALM, b"too_many_pings")
+                self.abort("the other side pings too often")
+        self._pinged = now
 
     def _look_after(self) -> None:
         heard, self._heard = self._heard, False

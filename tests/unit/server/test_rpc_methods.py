@@ -15,6 +15,7 @@ import pytest
 from fake_node import failure, trailers, until
 from h2.config import H2Configuration
 from h2.connection import H2Connection
+from h2.events import ConnectionTerminated, Event, PingAckReceived
 from h2.settings import SettingCodes
 
 from raftkv.server.rpc import connection
@@ -314,6 +315,22 @@ class Raw:
         self.h2.send_headers(number, [*head, (b"content-type", b"application/grpc"), *extra])
         self.h2.send_data(number, len(message).to_bytes(5, "big") + message, end_stream=True)
 
+    async def events(self) -> list[Event]:
+        """What happened, once something has."""
+        data = await self._reader.read(1 << 16)
+        assert data, "the connection was dropped"
+        found = self.h2.receive_data(data)
+        await self.send()
+        return found
+
+    async def to_the_end(self) -> list[Event]:
+        """What happens until the server closes."""
+        found: list[Event] = []
+        with contextlib.suppress(OSError):
+            while data := await self._reader.read(1 << 16):
+                found += self.h2.receive_data(data)
+        return found
+
     async def drop(self) -> None:
         self.writer.close()
         with contextlib.suppress(OSError):
@@ -364,6 +381,25 @@ async def test_who_floods_with_pings_and_reads_no_answer_is_sent_away(monkeypatc
             with contextlib.suppress(OSError):
                 await raw.writer.drain()
             await asyncio.sleep(0)
+        await raw.drop()
+
+
+async def test_who_pings_too_often_is_told_and_sent_away() -> None:
+    async with serving(replace(LIMITS, ping_every_s_min=60), unary_echo=echo) as (_, address):
+        raw = Raw()
+        await raw.connect(address)
+        for _ in range(3):
+            raw.h2.ping(b"12345678")
+            await raw.send()
+            raw.call(b"/t.T/echo", b"x")  # an answer in between makes it no flood
+            await raw.send()
+            while not any(isinstance(each, PingAckReceived) for each in await raw.events()):
+                pass
+        for _ in range(4):
+            raw.h2.ping(b"12345678")
+        await raw.send()
+        ends = [each for each in await raw.to_the_end() if isinstance(each, ConnectionTerminated)]
+        assert [(each.error_code, each.additional_data) for each in ends] == [(11, b"too_many_pings")]
         await raw.drop()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from pathlib import Path
 
@@ -37,6 +38,40 @@ async def test_a_port_in_use_is_named_with_its_flag(tmp_path: Path) -> None:
         with pytest.raises(BindError):  # although [::1] is free
             await transport.bind(server, f"localhost:{port}", "listen_client")
     await server.stop(0)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "0.0.0.0", "[::]"])
+async def test_what_a_host_stands_for_is_listened_on(tmp_path: Path, host: str) -> None:
+    if host == "[::]" and not has_ipv6():
+        host = "0.0.0.0"
+    server = transport.client_server(config(tmp_path))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    families = {found[0] for found in socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)}
+    if host == "[::]":
+        families.add(socket.AF_INET)
+    if not has_ipv6():
+        families.discard(socket.AF_INET6)
+    await transport.bind(server, f"{host}:{port}", "listen_client")
+    await server.start()
+    try:
+        for family in families:
+            with socket.socket(family) as caller:
+                caller.setblocking(False)
+                where = ("127.0.0.1" if family is socket.AF_INET else "::1", port)
+                await asyncio.get_running_loop().sock_connect(caller, where)
+    finally:
+        await server.stop(0)
+
+
+def has_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
 
 
 async def test_two_nodes_never_share_a_port(tmp_path: Path) -> None:
