@@ -1,7 +1,10 @@
-"""The one thread that writes the Raft log.
+"""Who writes the Raft log: one thread; or the loop itself, where handing over would cost more than the write.
 
 The loop hands over writes and goes on; what gathered while one fsync ran goes into the next as a single
 synced batch (group commit). Completion comes back to the loop in order.
+
+    a small write, nothing under way, the disk quick of late  -> made at once, on the loop (`takes`, `write`)
+    any other                                                 -> the thread (`persist`)
 
 A failed write is fatal (rule Z1): the handle is never touched again, nobody is answered, `on_fatal` ends the
 process. Only `close` after the thread has ended may close the store under it.
@@ -23,6 +26,12 @@ from raftkv.replica.effects import Persist
 from raftkv.storage.log_store import LogStore
 
 T = TypeVar("T")
+
+QUICK_S = 0.0005
+"""A disk whose writes take less than this, on average, is quick. The two changes of thread that a write by the thread
+takes cost about as much. A slow write moves the average so far that the next ones are the thread's."""
+AVERAGE_OVER = 8
+SMALL_BYTES = 16 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +62,8 @@ class Disk:
         self._loop = loop
         self._on_persisted = on_persisted
         self._on_fatal = on_fatal
+        self._under_way = 0  # jobs handed over whose end the loop has not heard of
+        self._average_s = QUICK_S  # of a synced write; not known to be quick yet
         self._jobs: queue.SimpleQueue[_AnyJob] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="raftkv-disk", daemon=True)
         self.busy_since: float | None = None
@@ -62,13 +73,39 @@ class Disk:
         """Start the thread."""
         self._thread.start()
 
+    def takes(self, persist: Persist) -> bool:
+        """Whether this write is to be made by `write`, at once, and not by `persist`."""
+        return (
+            not self._under_way
+            and persist.install is None
+            and self._average_s < QUICK_S
+            and sum([len(entry.data) for entry in persist.entries]) <= SMALL_BYTES
+        )
+
+    def write(self, persist: Persist) -> None:
+        """Write one turn's hard state and entries on the loop; they are durable on return.
+
+        Raises:
+            NodeFatal: it failed.
+        """
+        self.busy_since = time.monotonic()
+        self._write([persist])
+        self.busy_since = None
+
     def persist(self, persist: Persist) -> None:
-        """Write one turn's hard state and entries; `on_persisted` follows on the loop."""
-        self._jobs.put(persist)
+        """Write one turn's hard state and entries by the thread; `on_persisted` follows on the loop."""
+        self._hand_over(persist)
 
     def install(self, persist: Persist, state_name: str) -> None:
         """Make a received snapshot current, in one batch with the log's new beginning."""
-        self._jobs.put(_Install(persist, state_name))
+        self._hand_over(_Install(persist, state_name))
+
+    def _hand_over(self, job: _AnyJob) -> None:
+        self._under_way += 1
+        self._jobs.put(job)
+
+    def _heard(self, jobs: int) -> None:
+        self._under_way -= jobs
 
     def run(self, call: Callable[[], T]) -> asyncio.Future[T]:
         """Run other work that writes the log (compaction) between two writes."""
@@ -76,9 +113,14 @@ class Disk:
 
         def job() -> None:
             result = call()
-            self._post(lambda: None if future.done() else future.set_result(result))
+            self._post(lambda: ended(result))
 
-        self._jobs.put(_Job(job))
+        def ended(result: T) -> None:
+            self._heard(1)
+            if not future.done():
+                future.set_result(result)
+
+        self._hand_over(_Job(job))
         return future
 
     def close(self) -> None:
@@ -97,6 +139,7 @@ class Disk:
                 if isinstance(job, Persist):
                     group, after = self._gather(job)
                     self._write(group)
+                    self._done(group[-1].number, len(group))
                 if isinstance(after, _Install):
                     self._install(after)
                 elif isinstance(after, _Job):
@@ -130,8 +173,11 @@ class Disk:
                 while entries and entries[-1].index >= persist.entries[0].index:
                     entries.pop()
                 entries.extend(persist.entries)
-        self._log.append(hard_state, entries, sync=any(persist.must_sync for persist in group))
-        self._done(group[-1].number)
+        sync = any(persist.must_sync for persist in group)
+        began = time.perf_counter()
+        self._log.append(hard_state, entries, sync=sync)
+        if sync:
+            self._average_s += (time.perf_counter() - began - self._average_s) / AVERAGE_OVER
 
     def _install(self, job: _Install) -> None:
         meta = job.persist.install
@@ -139,10 +185,14 @@ class Disk:
         self._log.install(meta, job.persist.hard_state, job.state_name)
         if job.persist.entries:
             self._log.append(job.persist.hard_state, job.persist.entries)
-        self._done(job.persist.number)
+        self._done(job.persist.number, 1)
 
-    def _done(self, number: int) -> None:
-        self._post(lambda: self._on_persisted(number))
+    def _done(self, number: int, jobs: int) -> None:
+        def done() -> None:
+            self._heard(jobs)
+            self._on_persisted(number)
+
+        self._post(done)
 
     def _post(self, call: Callable[[], object]) -> None:
         with contextlib.suppress(RuntimeError):  # the loop has ended: the process is stopping

@@ -2,7 +2,7 @@
 
 The way of a put, top to bottom in this file and the next room each: `propose` (a service hands in the request's
 bytes) -> `_turn` (everything that arrived in this turn of the loop becomes one batch) -> `Replica.take` (an entry, or
-one message to the leader) -> `Disk.persist` and `Peers.send`, side by side -> `on_messages` (acknowledgements) ->
+one message to the leader) -> `Disk` and `Peers.send`, side by side -> `on_messages` (acknowledgements) ->
 `_apply` (the committed entries, one LevelDB write) -> `Callers.answer` (the callers' futures).
 
 One turn runs without waiting: nobody else runs between what it reads and what it does. Applying is not part of it but
@@ -362,12 +362,17 @@ class Runtime:
         replica = self.replica
         self._leasing.turn()
         while (effects := replica.take()) is not None:
-            if effects.persist is not None:
-                self._persist(effects.persist)
+            persist = effects.persist
+            if persist is not None and not self._disk.takes(persist):
+                self._persist(persist)
+                persist = None
             send = self.peers.send
             for peer, message in effects.send:
                 send(peer, message)
             self.peers.flush()
+            if persist is not None:  # behind what is sent: the others write at the same time
+                self._disk.write(persist)
+                replica.persisted(persist.number)
             for apply in effects.apply:
                 self._unapplied.append(apply)
                 self._unapplied_bytes += len(apply.entry.data)

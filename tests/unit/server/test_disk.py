@@ -10,6 +10,7 @@ import pytest
 
 from raftkv.raft.types import ConfState, Entry, EntryKind, HardState, SnapshotMeta
 from raftkv.replica.effects import Persist
+from raftkv.server import disk
 from raftkv.server.disk import Disk
 
 
@@ -130,3 +131,98 @@ async def test_after_a_failed_write_nothing_is_reported_and_nothing_more_is_writ
     assert h.faults == [fault]
     assert h.log.writes == []
     assert h.done.empty()
+
+
+# --- writes on the loop -----------------------------------------------------------------------------------------------
+
+
+class Timed:
+    """A clock that stands, but for what a write takes."""
+
+    def __init__(self, harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        self.write_s = 0.0
+        append = harness.log.append
+        harness.log.gate.set()
+
+        def timed(hard_state: HardState | None, entries: Sequence[Entry], *, sync: bool = True) -> None:
+            self.now += self.write_s
+            append(hard_state, entries, sync=sync)
+
+        monkeypatch.setattr(harness.log, "append", timed)
+        monkeypatch.setattr(disk.time, "perf_counter", lambda: self.now)
+
+
+async def made_quick(h: Harness, monkeypatch: pytest.MonkeyPatch) -> Timed:
+    clock = Timed(h, monkeypatch)
+    number = 0
+    while not h.disk.takes(persist(0, entry(1))):
+        number += 1
+        assert number < 10, "a disk that takes no time is quick"
+        h.disk.persist(persist(number))
+        assert await asyncio.wait_for(h.done.get(), 10) == number
+    assert number, "nothing is known of a disk in the beginning"
+    return clock
+
+
+async def test_a_small_write_to_a_quick_disk_is_made_on_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    h = Harness()
+    await made_quick(h, monkeypatch)
+    before = len(h.log.writes)
+    h.disk.write(persist(9, entry(1)))
+    assert [e.index for e in h.log.writes[before][1]] == [1]
+    assert h.log.writes[before][2], "synced"
+    assert h.done.empty()
+    assert h.disk.busy_since is None
+    assert not h.disk.takes(persist(10, Entry(2, 1, EntryKind.NORMAL, bytes(disk.SMALL_BYTES + 1))))
+    assert not h.disk.takes(Persist(10, None, (), SnapshotMeta(10, 3, ConfState((1,))), True))
+    h.disk.close()
+
+
+async def test_one_slow_write_sends_the_next_ones_to_the_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    h = Harness()
+    clock = await made_quick(h, monkeypatch)
+    clock.write_s = 0.1
+    h.disk.write(persist(9, entry(1)))
+    clock.write_s = 0.0
+    by_thread = 0
+    while not h.disk.takes(persist(10, entry(2))):
+        by_thread += 1
+        h.disk.persist(persist(10 + by_thread))
+        await asyncio.wait_for(h.done.get(), 10)
+    assert by_thread > disk.AVERAGE_OVER
+    h.disk.close()
+
+
+async def test_nothing_overtakes_what_the_thread_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    h = Harness()
+    await made_quick(h, monkeypatch)
+    h.log.gate.clear()
+    h.disk.persist(persist(9, entry(1)))
+    assert not h.disk.takes(persist(10, entry(2)))
+    h.log.gate.set()
+    await asyncio.wait_for(h.done.get(), 10)
+    assert h.disk.takes(persist(10, entry(2)))
+    began, go = threading.Event(), threading.Event()
+
+    def compaction() -> str:
+        began.set()
+        assert go.wait(10)
+        return "done"
+
+    compacted = h.disk.run(compaction)
+    await asyncio.to_thread(began.wait, 10)
+    assert not h.disk.takes(persist(10, entry(2))), "LevelDB has one writer at a time"
+    go.set()
+    assert await compacted == "done"
+    assert h.disk.takes(persist(10, entry(2)))
+    h.disk.close()
+
+
+async def test_a_write_that_fails_on_the_loop_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    h = Harness()
+    await made_quick(h, monkeypatch)
+    h.log.fault = OSError("the disk is gone")
+    with pytest.raises(OSError, match="the disk is gone"):
+        h.disk.write(persist(9, entry(1)))
+    h.disk.close()
