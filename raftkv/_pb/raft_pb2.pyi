@@ -457,17 +457,21 @@ class RaftHeartbeatReply(_message.Message):
 
     TERM_FIELD_NUMBER: _builtins.int
     TOKEN_FIELD_NUMBER: _builtins.int
+    EAGER_FIELD_NUMBER: _builtins.int
     term: _builtins.int
     token: _builtins.int
+    eager: _builtins.bool
+    """Somebody at the sender waits to hear what is committed."""
     def __init__(
         self,
         *,
         term: _builtins.int = ...,
         token: _builtins.int = ...,
+        eager: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["term", b"term", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["eager", b"eager", "term", b"term", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -103,6 +103,7 @@ class Raft:
         self.uncommitted_bytes = 0
         self.lead_transferee: NodeId = 0
         self.dirty = False  # something may be there to append
+        self.eager = False  # somebody here waits to hear what is committed; the driver says so
         self.transfer_elapsed = 0
         self.thrift = Thrift(self)
         self.heartbeat_elapsed = 0

@@ -107,10 +107,11 @@ class Heartbeat:
 
 @dataclass(frozen=True, slots=True)
 class HeartbeatReply:
-    """I follow you, and did so after you sent `token`."""
+    """I follow you, and did so after you sent `token`; `eager`: somebody here waits to hear what is committed."""
 
     term: Term
     token: int
+    eager: bool = False
 
 
 @dataclass(frozen=True, slots=True)

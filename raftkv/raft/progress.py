@@ -69,6 +69,7 @@ class Progress:
         "acked",
         "active_tick",
         "commit_sent",
+        "eager",
         "inflights",
         "match",
         "next",
@@ -90,6 +91,7 @@ class Progress:
         self.acked = False  # whether it acknowledged something since its last heartbeat reply
         self.commit_sent: Index = 0  # the greatest commit index we told it, as far as we know
         self.notice_due: Index = 0  # a commit index it is to hear of as soon as it has the entry; 0: none
+        self.eager = False  # somebody there waits to hear what is committed
         self.token = 0  # the greatest heartbeat token it sent back
 
     def become_probe(self) -> None:

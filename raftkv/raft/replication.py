@@ -188,6 +188,7 @@ def on_heartbeat_reply(raft: Raft, sender: NodeId, message: HeartbeatReply) -> N
     if raft.role is not Role.LEADER or progress is None:
         return
     progress.active_tick = raft.now
+    progress.eager = message.eager
     if progress.token < message.token <= raft.token:
         progress.token = message.token
         raft.reads.check()
@@ -286,7 +287,7 @@ def on_heartbeat(raft: Raft, sender: NodeId, message: Heartbeat) -> None:
             hint, hint_term = log.last_not_after(min(message.commit, log.last), raft.term)
             raft.send(sender, AppendReply(raft.term, message.commit, True, hint, hint_term))
     if message.token:
-        raft.send(sender, HeartbeatReply(raft.term, message.token))
+        raft.send(sender, HeartbeatReply(raft.term, message.token, raft.eager))
 
 
 def on_install_snapshot(raft: Raft, sender: NodeId, message: InstallSnapshot) -> None:

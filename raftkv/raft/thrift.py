@@ -10,8 +10,9 @@ they miss with the next tick, in one message. Everybody is asked if the quick ha
                   everybody; who acknowledges first is quick from then on
 
 This is about when messages leave and nothing else: a leader may send whenever it likes (Ongaro 3.5), and commits what
-a majority has. Never left out: who asked (its caller waits until it has applied), and the target of a transfer. Nobody
-is where entries are large or follow on one another, at the first entry of a term, and while membership changes.
+a majority has. Never left out: who asked (its caller waits until it has applied), who is eager (somebody there
+watches), and the target of a transfer. Nobody is where entries are large or follow on one another, at the first entry
+of a term, and while membership changes.
 
 See: "thrifty" operation in Moraru et al., There Is More Consensus in Egalitarian Parliaments, 2013; docs/divergence.md.
 """
@@ -90,7 +91,8 @@ class Thrift:
             self._wanted = set()
         if not everybody and self._is_lone() and self._usable():
             self._spared_entries = True
-            return wanted.union(self._quick) if wanted else self._quick
+            eager = [peer for peer, progress in raft.progress.items() if progress.eager]
+            return wanted.union(self._quick, eager) if wanted or eager else self._quick
         self.sent_to_all = raft.log.last
         return None
 
@@ -156,7 +158,10 @@ class Thrift:
             if raft.reads.in_rounds:
                 raft.beat_due = True
         progress = raft.progress
-        if any(peer not in progress or progress[peer].match < self._commit for peer in self._quick):
+        if self._quick and (
+            len(self._quick) + 1 != quorum.quorum_size(len(raft.conf.voters))  # others are members now
+            or any(peer not in progress or progress[peer].match < self._commit for peer in self._quick)
+        ):
             self._quick = ()
         # Without the ones that are gone nothing is committed, so to be behind the commit index would never show them:
         # an entry that was under way for a whole tick counts as well.

@@ -217,7 +217,7 @@ class Replica:
         send.extend(ready.messages)
         applies = [Apply(entry, self._groups_of(entry)) for entry in ready.committed]
         if applies and self.raft.role is Role.LEADER:
-            self._notify_origins(applies)
+            self._notify(applies)
         return Effects(persist, send, applies, ready.send_snapshots, ready.events)
 
     # Proposals.
@@ -297,12 +297,15 @@ class Replica:
         except MalformedBatch:
             return ()  # every replica finds the same, so all pass over it alike
 
-    def _notify_origins(self, applies: Sequence[Apply]) -> None:
-        """Tell the nodes whose callers wait for these entries that they are committed, without waiting for a beat."""
-        me = self.raft.node_id
-        origins = {group.origin: None for apply in applies for group in apply.groups if group.origin != me}
-        if origins:
-            self.raft.notify_commit(origins)
+    def _notify(self, applies: Sequence[Apply]) -> None:
+        """Tell the nodes where somebody waits for these entries that they are committed, without waiting for a beat."""
+        raft = self.raft
+        waiting = {group.origin: None for apply in applies for group in apply.groups if group.origin != raft.node_id}
+        for peer, progress in raft.progress.items():
+            if progress.eager:
+                waiting[peer] = None
+        if waiting:
+            raft.notify_commit(waiting)
 
     # Reads.
 

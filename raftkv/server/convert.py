@@ -50,6 +50,8 @@ def _heartbeat(out: pb.PeerMessage, message: m.Heartbeat) -> None:
 def _heartbeat_reply(out: pb.PeerMessage, message: m.HeartbeatReply) -> None:
     out.heartbeat_reply.term = message.term
     out.heartbeat_reply.token = message.token
+    if message.eager:
+        out.heartbeat_reply.eager = True
 
 
 def _pre_vote(out: pb.PeerMessage, message: m.PreVote) -> None:
@@ -175,7 +177,9 @@ _FROM_WIRE: dict[str, Callable[[pb.PeerMessage], PeerMessage]] = {
         p.append_reply.hint_term,
     ),
     "heartbeat": lambda p: m.Heartbeat(p.heartbeat.term, p.heartbeat.commit, p.heartbeat.token),
-    "heartbeat_reply": lambda p: m.HeartbeatReply(p.heartbeat_reply.term, p.heartbeat_reply.token),
+    "heartbeat_reply": lambda p: m.HeartbeatReply(
+        p.heartbeat_reply.term, p.heartbeat_reply.token, p.heartbeat_reply.eager
+    ),
     "pre_vote": lambda p: m.PreVote(p.pre_vote.term, p.pre_vote.last_index, p.pre_vote.last_term),
     "pre_vote_reply": lambda p: m.PreVoteReply(
         p.pre_vote_reply.term, p.pre_vote_reply.granted, p.pre_vote_reply.commit, p.pre_vote_reply.commit_term

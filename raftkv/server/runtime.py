@@ -156,6 +156,10 @@ class Runtime:
         self._wake()
         return future
 
+    def expect_news(self, expected: bool) -> None:
+        """Whether somebody here waits to hear what is committed; the leader knows with the next beat."""
+        self._raft.eager = expected
+
     def mark(self) -> Mark:
         """What this node has proposed so far, as the leader of its term; for `is_after`."""
         return Mark(self._raft.term if self._raft.role is Role.LEADER else 0, self._raft.log.last)

@@ -121,6 +121,7 @@ class WatchHub:
         apart: Apart,
         fatal: Callable[[BaseException], None],
         loop_revisions_max: int = LOOP_REVISIONS_MAX,
+        on_watched: Callable[[bool], None] = lambda watched: None,
     ) -> None:
         """
         Args:
@@ -128,6 +129,7 @@ class WatchHub:
             apart: runs its argument in a thread over a view of the state as it is now.
             fatal: what to do about an error that must not be.
             loop_revisions_max: a backlog of more revisions than this is read apart.
+            on_watched: told when the first watch comes and when the last one is gone.
         """
         self._current = machine
         self._machine = machine()
@@ -135,6 +137,7 @@ class WatchHub:
         self._apart = apart
         self._fatal = fatal
         self._loop_revisions_max = loop_revisions_max
+        self._on_watched = on_watched
         self.revision = self._machine.revision
         """Up to here, synced watches have everything."""
         self.buffered_bytes = 0
@@ -182,6 +185,7 @@ class WatchHub:
         if not self._watches:  # nobody has moved these while nobody watched
             self._machine = self._current()
             self.revision = self._machine.revision
+            self._on_watched(True)
         watch = Watch(sink, key, stop, start_revision, prev_kv, (no_put, no_delete))
         watch.next_revision = start_revision or self.revision + 1
         self._watches[watch] = None
@@ -194,6 +198,8 @@ class WatchHub:
             self._displace(watch)
             watch.state = State.GONE
             del self._watches[watch]
+            if not self._watches:
+                self._on_watched(False)
 
     def current_revision(self) -> int:
         """The store's revision; synced watches have been told everything up to it."""

@@ -34,7 +34,13 @@ class Services:
     def __init__(self, server: MethodServer, node: Node) -> None:
         self.inflight = Inflight(node.config.inflight_requests_max, node.config.inflight_bytes_max)
         self._reads = Reads(node)
-        self.watches = WatchHub(lambda: node.machine, asyncio.get_running_loop(), self._reads.begin, node.fatal)
+        self.watches = WatchHub(
+            lambda: node.machine,
+            asyncio.get_running_loop(),
+            self._reads.begin,
+            node.fatal,
+            on_watched=node.expect_news,
+        )
         node.on_applied = self.watches.advance
         registry = Registry(node, self.inflight)
         self._streams = registry.streams

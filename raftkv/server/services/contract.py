@@ -112,6 +112,10 @@ class Node(Protocol):
         """As `read_barrier`, as a future; likewise."""
         ...
 
+    def expect_news(self, expected: bool) -> None:
+        """Whether somebody here waits to hear what is committed: then it comes at once, and else a little later."""
+        ...
+
     def mark(self) -> Mark:
         """What this node has proposed so far, as a leader."""
         ...

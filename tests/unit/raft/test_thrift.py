@@ -127,6 +127,25 @@ def test_who_waits_for_an_entry_is_not_left_out() -> None:
     assert sorted(receivers) == sorted({*leader.raft.thrift.quick, asking})
 
 
+def test_where_somebody_watches_nothing_comes_later() -> None:
+    cluster, leader = thrifty()
+    watching = max(others(leader))
+    cluster[watching].raft.eager = True
+    cluster.tick(THRIFTY.heartbeat_ticks)
+    receivers = appends(cluster)
+    cluster.propose("lone")
+    assert sorted(receivers) == sorted({*leader.raft.thrift.quick, watching})
+
+
+def test_when_there_are_more_or_fewer_members_others_are_quick() -> None:
+    cluster, leader = thrifty(3)
+    (quick,) = leader.raft.thrift.quick
+    conf = leader.raft.conf
+    leader.raft.conf = replace(conf, voters=(1, quick, 4, 5, 6))
+    cluster.tick(1)
+    assert leader.raft.thrift.quick == ()
+
+
 def test_who_catches_up_is_sent_the_next_append_with_each_acknowledgement() -> None:
     """Seed 53 of 7 nodes: a new member got one append a tick, because nobody waited for it."""
     cluster = Cluster(5, config=replace(THRIFTY, append_bytes_max=1, inflight_appends_max=1))

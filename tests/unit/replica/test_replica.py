@@ -471,3 +471,22 @@ def test_a_leader_that_is_cut_off_serves_no_read(three: Table) -> None:
     three.cut = set()
     three.tick(3)
     assert three[1].reads == ["r"]
+
+
+# Who waits for news.
+
+
+def test_where_somebody_watches_a_commit_is_heard_of_at_once(three: Table) -> None:
+    three[2].raft.eager = True
+    three.tick(5)  # a heartbeat's reply says so
+    before = three[2].raft.commit
+    three[1].propose(b"a")
+    three.settle()  # no tick
+    assert three[2].raft.commit == before + 1
+    assert three[3].raft.commit == before
+    three[2].raft.eager = False
+    three.tick(5)
+    before = three[2].raft.commit
+    three[1].propose(b"b")
+    three.settle()
+    assert three[2].raft.commit == before

@@ -59,6 +59,7 @@ class FakeNode:
         self.deadlines: list[float | None] = []
         self.barriers = 0
         self.is_leader = False  # marks prove something
+        self.expects_news = False
         self.abandoned = 0
         self.fault: Exception | None = None  # raised by the next calls
         self.bytes_on_disk = 4096
@@ -96,6 +97,9 @@ class FakeNode:
 
     def submit_read(self, deadline: float | None) -> asyncio.Future[object]:
         return asyncio.ensure_future(self.read_barrier(deadline))
+
+    def expect_news(self, expected: bool) -> None:
+        self.expects_news = expected
 
     def mark(self) -> Mark:
         return Mark(self.term if self.is_leader else 0, self.machine.applied_index)

@@ -22,7 +22,7 @@ from raftkv.server.watch import BUFFERED_BYTES_MAX, Watch, WatchHub
 from raftkv.server.watch_changes import Change, varint
 from raftkv.server.watch_history import BUSY_S, HALVES_EVERY_S, PAUSE_S, SLICE_BYTES, Found, Pace, Plan
 from raftkv.server.watch_matching import Matcher, prefix_end, prefix_of
-from raftkv.server.watch_stream import RESPONSE_BYTES_MAX, STREAM_BYTES_MAX, StreamBuffer
+from raftkv.server.watch_stream import RESPONSE_BYTES_MAX, STREAM_BYTES_MAX, Listener, StreamBuffer
 from raftkv.state.commands import Command, CommandKind, Group
 from raftkv.state.keys import span
 from raftkv.state.machine import StateMachine
@@ -96,7 +96,10 @@ class Node:
         self.steps = Steps()
         self.jobs: list[tuple[concurrent.futures.Future[Found], Callable[[Reader], Found], Reader]] = []
         self.faults: list[BaseException] = []
-        self.hub = WatchHub(lambda: self.machine, self.steps, self.apart, self.faults.append, loop_revisions_max)
+        self.watched: list[bool] = []
+        self.hub = WatchHub(
+            lambda: self.machine, self.steps, self.apart, self.faults.append, loop_revisions_max, self.watched.append
+        )
 
     def apart(self, read: Callable[[Reader], Found]) -> concurrent.futures.Future[Found]:
         job: concurrent.futures.Future[Found] = concurrent.futures.Future()
@@ -588,3 +591,13 @@ async def test_a_client_that_only_asks_waits_for_room() -> None:
     await asyncio.sleep(0.01)
     client.buffer.closed()  # the node stops
     await asyncio.wait_for(waiting, 1)
+
+
+def test_the_first_watch_and_the_end_of_the_last_are_told() -> None:
+    node = Node()
+    sink = Listener(node.hub)
+    with sink:
+        sink.add(b"a", None, 0)
+        sink.add(b"b", None, 0)
+        assert node.watched == [True]
+    assert node.watched == [True, False]
