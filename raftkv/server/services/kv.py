@@ -30,7 +30,7 @@ from raftkv.server.services.quota import Quota
 from raftkv.server.services.reads import Reads
 from raftkv.server.services.registry import Context, Method, Service, deadline_of
 from raftkv.state.commands import CommandKind
-from raftkv.state.results import Refusal, Refused, Result
+from raftkv.state.results import PutDone, Refusal, Refused, Result
 from raftkv.state.txn import is_read_only, is_serializable, needs_space
 from raftkv.state.validate import check_delete, check_put, check_range, check_size, check_txn
 
@@ -188,9 +188,10 @@ class KV:
         """
         if isinstance(result, Refusal):
             raise Refused(result)
-        assert isinstance(result, _RESPONSES), "a result of no command of KV"
-        fill_header(self._node, result.header)
-        return result.SerializeToString()
+        response = result.response() if isinstance(result, PutDone) else result
+        assert isinstance(response, _RESPONSES), "a result of no command of KV"
+        fill_header(self._node, response.header)
+        return response.SerializeToString()
 
     async def _swept(self, deadline: float | None) -> None:
         loop = asyncio.get_running_loop()
