@@ -82,17 +82,11 @@ class Done:
 class PutDone:
     """A put that has nothing to reply but its revision was applied: every put without `prev_kv`.
 
-    Every node makes one for each such put, and one node answers: so it is the least there is, and `response` what goes
-    out. It is not frozen because that doubles what making one costs.
+    Every node makes one for each such put and one node answers, so it is no PutResponse yet. It is not frozen because
+    that would double what making one costs.
     """
 
     revision: int
-
-    def response(self) -> PutResponse:
-        """What the client gets."""
-        response = PutResponse()
-        response.header.revision = self.revision
-        return response
 
 
 @dataclass(frozen=True, slots=True)

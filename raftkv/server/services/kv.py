@@ -48,6 +48,7 @@ class KV:
         self._reads = reads
         self._quota = quota
         self._limits = request_limits(node.config)
+        self._put_response = PutResponse()  # to a put without `prev_kv`; filled in anew, because making one costs more
 
     def service(self) -> Service:
         """All of it, to be registered."""
@@ -188,10 +189,15 @@ class KV:
         """
         if isinstance(result, Refusal):
             raise Refused(result)
-        response = result.response() if isinstance(result, PutDone) else result
-        assert isinstance(response, _RESPONSES), "a result of no command of KV"
-        fill_header(self._node, response.header)
-        return response.SerializeToString()
+        if isinstance(result, PutDone):
+            response = self._put_response
+            header = response.header
+            header.revision = result.revision
+            fill_header(self._node, header)
+            return response.SerializeToString()
+        assert isinstance(result, _RESPONSES), "a result of no command of KV"
+        fill_header(self._node, result.header)
+        return result.SerializeToString()
 
     async def _swept(self, deadline: float | None) -> None:
         loop = asyncio.get_running_loop()

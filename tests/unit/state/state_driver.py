@@ -8,6 +8,7 @@ from raftkv._pb.kv_pb2 import (
     CompactionRequest,
     DeleteRangeRequest,
     PutRequest,
+    PutResponse,
     RangeRequest,
     RequestOp,
     TxnRequest,
@@ -70,7 +71,11 @@ def group(*requests: Any) -> Group:
 
 def answer(result: Result) -> Any:
     """What the client gets of a result; of a put always the response, as from a node."""
-    return result.response() if isinstance(result, PutDone) else result
+    if not isinstance(result, PutDone):
+        return result
+    response = PutResponse()
+    response.header.revision = result.revision
+    return response
 
 
 class Driver:
