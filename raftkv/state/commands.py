@@ -69,12 +69,17 @@ class Command(NamedTuple):
     payload: bytes
 
 
+CommandFields = tuple[int, int, bytes]
+"""A `Command`, or a plain tuple of what it has: what comes from the log is that, because making each of its commands a
+named one would cost more than all else that is done to take an entry apart."""
+
+
 class Group(NamedTuple):
     """The commands of one node. `incarnation` tells apart the lives of that node."""
 
     origin: NodeId
     incarnation: int
-    commands: tuple[Command, ...]
+    commands: tuple[CommandFields, ...]
 
 
 class MalformedBatch(ValueError):
@@ -119,7 +124,7 @@ def decode_batch(data: bytes) -> list[Group]:
             commands = []
             for seq, kind, length in _HEADER.iter_unpack(headers):
                 end = offset + length
-                commands.append(Command(seq, kind, data[offset:end]))
+                commands.append((seq, kind, data[offset:end]))
                 offset = end
             if offset > len(data):
                 raise MalformedBatch("batch is cut off inside the payloads of a group")
