@@ -36,16 +36,16 @@ class _NoSession(ServerSession):
 
     def __init__(self) -> None:
         super().__init__(0)
-
-    @property
-    def first_incomplete(self) -> int:
-        return 0
+        self.first_incomplete = 0
 
     def has_room(self) -> bool:
         return True
 
     def take(self) -> int:
         return 0
+
+    def complete(self, seq: int) -> None:
+        pass
 
 
 class _NoSessions(Sessions):

@@ -76,7 +76,9 @@ class SessionRequest(_message.Message):
     timeout_ms: _builtins.int
     """How long the caller still waits; 0 leaves it to the server."""
     session: _builtins.int
-    """A mutation within a session: `seq` as in SessionCall; 0 is none."""
+    """A mutation within a session: done once, however often it comes; repeated, it gets the same answer. `seq` from 1, rising:
+    a number stands for one mutation for ever; 0 is none. The client has every answer below `first_incomplete`.
+    """
     seq: _builtins.int
     first_incomplete: _builtins.int
     perhaps_done: _builtins.bool

@@ -195,38 +195,3 @@ class SessionExpire(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SessionExpire: _TypeAlias = SessionExpire  # noqa: Y015
-
-@_typing.final
-class SessionCall(_message.Message):
-    """One mutation within a session: done once, however often it comes; repeated, it gets the same answer."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    SESSION_FIELD_NUMBER: _builtins.int
-    SEQ_FIELD_NUMBER: _builtins.int
-    FIRST_INCOMPLETE_FIELD_NUMBER: _builtins.int
-    KIND_FIELD_NUMBER: _builtins.int
-    PAYLOAD_FIELD_NUMBER: _builtins.int
-    session: _builtins.int
-    seq: _builtins.int
-    """From 1, rising; a number stands for one mutation for ever."""
-    first_incomplete: _builtins.int
-    """The client has every answer below this."""
-    kind: _builtins.int
-    payload: _builtins.bytes
-    def __init__(
-        self,
-        *,
-        session: _builtins.int = ...,
-        seq: _builtins.int = ...,
-        first_incomplete: _builtins.int = ...,
-        kind: _builtins.int = ...,
-        payload: _builtins.bytes = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_incomplete", b"first_incomplete", "kind", b"kind", "payload", b"payload", "seq", b"seq", "session", b"session"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___SessionCall: _TypeAlias = SessionCall  # noqa: Y015

@@ -3,8 +3,9 @@
 A mutation keeps its (session, number) through every repetition, so that the cluster does it once and gives the same
 answer again. Pure: no I/O, no clock.
 
-Invariant: every number under way is in [first_incomplete, first_incomplete + WINDOW), because so many answers, and no
-more, the cluster keeps for a session.    See: Ongaro 6.3; reliability 5.5.
+Invariants: every number under way is in [first_incomplete, first_incomplete + WINDOW), because so many answers, and no
+more, the cluster keeps for a session; first_incomplete is the lowest of them, or next_seq where there is none.
+See: Ongaro 6.3; reliability 5.5.
 """
 
 from __future__ import annotations
@@ -34,18 +35,15 @@ OPEN_TIMEOUT_MS: Final = 5_000
 class ServerSession:
     """One session in the replicated state, as its client sees it."""
 
-    __slots__ = ("_incomplete", "expired", "id", "next_seq")
+    __slots__ = ("_incomplete", "expired", "first_incomplete", "id", "next_seq")
 
     def __init__(self, id: int) -> None:
         self.id: Final = id
         self.next_seq = 1
-        self.expired = False
-        self._incomplete: dict[int, None] = {}  # in rising order
-
-    @property
-    def first_incomplete(self) -> int:
+        self.first_incomplete = 1
         """The cluster may forget the answers to everything below."""
-        return next(iter(self._incomplete), self.next_seq)
+        self.expired = False
+        self._incomplete: set[int] = set()
 
     @property
     def under_way(self) -> int:
@@ -58,15 +56,20 @@ class ServerSession:
 
     def take(self) -> int:
         """The number of the next mutation."""
-        assert self.has_room(), "more mutations under way than the cluster keeps answers"
         seq = self.next_seq
-        self.next_seq += 1
-        self._incomplete[seq] = None
+        assert seq < self.first_incomplete + WINDOW, "more mutations under way than the cluster keeps answers"
+        self.next_seq = seq + 1
+        self._incomplete.add(seq)
         return seq
 
     def complete(self, seq: int) -> None:
         """Its answer is here, or nobody waits for it any more."""
-        self._incomplete.pop(seq, None)
+        incomplete = self._incomplete
+        incomplete.discard(seq)
+        if seq == self.first_incomplete:
+            while seq < self.next_seq and seq not in incomplete:
+                seq += 1
+            self.first_incomplete = seq
 
 
 class Sessions:

@@ -132,8 +132,8 @@ class Proposals:
         if group.origin != self._origin or group.incarnation != self._incarnation:
             return
         pop = self._pending.pop
-        for command, result in zip(group.commands, results, strict=True):
-            pending = pop(command.seq, None)
+        for (seq, _, _), result in zip(group.commands, results, strict=True):
+            pending = pop(seq, None)
             if pending is None:
                 continue
             if pending.term == self._sent_term:

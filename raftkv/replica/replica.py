@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Sequence
+from typing import TypeVar
 
 from raftkv.raft.core import Raft
 from raftkv.raft.errors import NoLeader
@@ -23,7 +24,9 @@ from raftkv.raft.types import Entry, EntryKind, NodeId, Role, SnapshotMeta
 from raftkv.replica.effects import Answers, Apply, Effects, Forward, PeerMessage, Persist
 from raftkv.replica.proposals import Forwarded, Pending, Proposals
 from raftkv.replica.reads import Reads, WaitingRead
-from raftkv.state.commands import Command, Group, MalformedBatch, decode_batch, encode_batch
+from raftkv.state.commands import Command, CommandFields, Group, MalformedBatch, decode_batch, encode_batch
+
+_Fields = TypeVar("_Fields", bound=CommandFields)
 
 COMMANDS_GOOD = 256
 """So many commands are worth an entry, or a forwarded message, of their own while another is under way. Fewer wait for
@@ -316,11 +319,11 @@ class Replica:
             self._reads.dropped(context)
 
 
-def _cut(commands: tuple[Command, ...], bytes_max: int) -> Iterable[tuple[Command, ...]]:
+def _cut(commands: tuple[_Fields, ...], bytes_max: int) -> Iterable[tuple[_Fields, ...]]:
     """Cut `commands` into runs of at most `bytes_max`; one command may exceed it."""
     start = size = 0
-    for place, command in enumerate(commands):
-        command_bytes = len(command.payload)
+    for place, (_, _, payload) in enumerate(commands):
+        command_bytes = len(payload)
         if place > start and size + command_bytes > bytes_max:
             yield commands[start:place]
             start, size = place, 0
@@ -335,7 +338,7 @@ def _batches(groups: Sequence[Group], bytes_max: int) -> Iterable[Sequence[Group
     size = 0
     for origin, incarnation, commands in groups:
         for part in _cut(commands, bytes_max):
-            part_bytes = sum([len(command.payload) for command in part])
+            part_bytes = sum([len(payload) for _, _, payload in part])
             if batch and size + part_bytes > bytes_max:
                 yield batch
                 batch, size = [], 0

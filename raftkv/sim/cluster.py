@@ -249,13 +249,13 @@ class SimCluster:
             return
         entry, expected = apply.entry, []
         for group in apply.groups:
-            for command in group.commands:
-                operation = self._by_payload.get(command.payload)
+            for _, kind, payload in group.commands:
+                operation = self._by_payload.get(payload)
                 alive = True
                 if operation is None:  # by the leader
-                    answer = self.model.lead(command.kind, command.payload, entry.term)
+                    answer = self.model.lead(kind, payload, entry.term)
                     stale = " of another term" if answer[1] is not None else ""
-                    self.promises.count(f"{CommandKind(command.kind).name.lower()}{stale}")
+                    self.promises.count(f"{CommandKind(kind).name.lower()}{stale}")
                 else:
                     if isinstance(operation.request, Call):
                         alive = operation.request.session in self.model.sessions

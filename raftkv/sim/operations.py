@@ -20,7 +20,7 @@ from raftkv.sim.history import Answer, Item, Kind, Operation
 from raftkv.sim.requests import encode
 from raftkv.state.commands import CommandKind
 from raftkv.state.machine import StateMachine
-from raftkv.state.results import Done, Refusal
+from raftkv.state.results import Done, PutDone, Refusal
 
 _COMMAND = {Kind.PUT: CommandKind.PUT, Kind.DELETE: CommandKind.DELETE_RANGE, Kind.SWAP: CommandKind.TXN}
 
@@ -65,6 +65,8 @@ def _item(kv: KeyValue) -> Item:
 
 def answer(result: object) -> Answer:
     """What the client of a write sees."""
+    if isinstance(result, PutDone):
+        return result.revision, None
     if isinstance(result, PutResponse):
         return result.header.revision, _item(result.prev_kv) if result.HasField("prev_kv") else None
     if isinstance(result, DeleteRangeResponse):

@@ -14,8 +14,8 @@ from raftkv._pb.kv_pb2 import (
     TxnRequest,
 )
 from raftkv._pb.lease_pb2 import LeaseGrantRequest, LeaseRevokeRequest
-from raftkv._pb.state_pb2 import SessionCall, SessionExpire, SessionOpen
-from raftkv.state.commands import CommandKind
+from raftkv._pb.state_pb2 import SessionExpire, SessionOpen
+from raftkv.state.commands import CommandKind, encode_session_call
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,14 +100,8 @@ def encode(request: Request) -> tuple[CommandKind, bytes]:
     """The command that a request becomes."""
     if isinstance(request, Call):
         kind, payload = _encode_body(request.body)
-        call = SessionCall(
-            session=request.session,
-            seq=request.seq,
-            first_incomplete=request.first_incomplete,
-            kind=kind,
-            payload=payload,
-        )
-        return CommandKind.SESSION_CALL, call.SerializeToString()
+        call = encode_session_call(request.session, request.seq, request.first_incomplete, kind, payload)
+        return CommandKind.SESSION_CALL, call
     if isinstance(request, Open):
         return CommandKind.SESSION_OPEN, SessionOpen(ttl_ms=request.ttl_ms).SerializeToString()
     assert isinstance(request, Close), f"{request} is no command"

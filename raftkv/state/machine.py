@@ -24,7 +24,6 @@ from raftkv._pb.kv_pb2 import (
     CompactionResponse,
     DeleteRangeRequest,
     PutRequest,
-    PutResponse,
     RangeRequest,
     RangeResponse,
     TxnRequest,
@@ -36,13 +35,12 @@ from raftkv._pb.state_pb2 import (
     LeaseCheckpoints,
     LeaseExpire,
     MemberAttributes,
-    SessionCall,
     SessionExpire,
     SessionOpen,
 )
 from raftkv.state import hashing, txn
 from raftkv.state.attachments import Attachments
-from raftkv.state.commands import CommandKind, Group
+from raftkv.state.commands import CommandKind, Group, MalformedCall, decode_session_call
 from raftkv.state.compaction import sweep_start, sweep_step
 from raftkv.state.directories import Directories
 from raftkv.state.keys import (
@@ -65,14 +63,13 @@ from raftkv.state.leases import LeaseEvent, LeaseRecord, Leases
 from raftkv.state.mvcc import Reader
 from raftkv.state.overlay import Overlay
 from raftkv.state.ranges import read_range
-from raftkv.state.results import Done, HashKVResult, Refusal, RefusalCode, Result
+from raftkv.state.results import Done, HashKVResult, PutDone, Refusal, RefusalCode, Result
 from raftkv.state.sessions import SessionEvent, Sessions
 from raftkv.state.store import KeyValueStore, KeyValueView
 
 _PUT = int(CommandKind.PUT)
 _SESSION_CALL = int(CommandKind.SESSION_CALL)
 _parse_put = PutRequest.FromString
-_parse_call = SessionCall.FromString
 _PLAIN_OVERHEAD_MAX = 5
 """A put of a key and a value has four bytes besides them, or five; of any other field, six at least.
 
@@ -167,8 +164,11 @@ class StateMachine:
         results: list[Result] = []
         for _, kind, payload in group.commands:
             try:
-                result = self._apply_command(overlay, kind, payload)
-            except DecodeError:
+                if kind == _SESSION_CALL:
+                    result = self._call(overlay, payload)
+                else:
+                    result = self._apply_command(overlay, kind, payload)
+            except (DecodeError, MalformedCall):
                 result = Refusal(RefusalCode.MALFORMED, overlay.revision, self.compact_revision)
             overlay.commit()
             if isinstance(result, Refusal):
@@ -178,15 +178,13 @@ class StateMachine:
         return results
 
     def _apply_command(self, overlay: Overlay, kind: int, payload: bytes) -> Result:
-        """One command, as it comes or within a session; the caller commits its revision.
+        """One command, in a session or not, but no call of a session; the caller commits its revision.
 
         Raises:
             DecodeError: the payload is not what the kind asks for. Nothing has changed.
         """
         if self.alarms and (code := self._stopped_by_alarm(kind, payload)):
             return Refusal(code, overlay.revision, self.compact_revision)
-        if kind == _SESSION_CALL:
-            return self._call(overlay, _parse_call(payload))
         if kind == _PUT:
             return self._put(overlay, payload)
         return self._apply_other(overlay, kind, payload)
@@ -196,9 +194,7 @@ class StateMachine:
         key, value = request.key, request.value
         if value and len(payload) - len(key) - len(value) <= _PLAIN_OVERHEAD_MAX:
             overlay.put(key, value, 0)
-            response = PutResponse()
-            response.header.revision = overlay.revision + 1
-            return response
+            return PutDone(overlay.revision + 1)
         return txn.apply_put(overlay, request, self.compact_revision, self._lease_exists)
 
     def _apply_other(self, overlay: Overlay, kind: int, payload: bytes) -> Result:
@@ -236,19 +232,18 @@ class StateMachine:
             result = leases.checkpoint(overlay, LeaseCheckpoints.FromString(payload), self._entry_term)
         return self._answer(overlay, result)
 
-    def _call(self, overlay: Overlay, call: SessionCall) -> Result:
-        session, seq, kind = call.session, call.seq, call.kind  # read once: of a message, that has its price
-        answer = self._sessions.admit(overlay, session, seq, call.first_incomplete, kind)
+    def _call(self, overlay: Overlay, call: bytes) -> Result:
+        session, seq, first_incomplete, kind, payload = decode_session_call(call)
+        answer = self._sessions.admit(overlay, session, seq, first_incomplete, kind)
         if answer is not None:
             return self._answer(overlay, answer)
         try:
             if kind == _PUT and not self.alarms:
-                result = self._put(overlay, call.payload)
+                result = self._put(overlay, payload)
             else:
-                result = self._apply_command(overlay, kind, call.payload)
+                result = self._apply_command(overlay, kind, payload)
         except DecodeError:
             result = Refusal(RefusalCode.MALFORMED, overlay.revision, self.compact_revision)
-        overlay.commit()
         self._sessions.keep(overlay, session, seq, result, self.compact_revision)
         return result
 
@@ -302,8 +297,8 @@ class StateMachine:
 
     def _stopped_by_alarm(self, kind: int, payload: bytes) -> RefusalCode | None:
         # Judged again here, after the node that was asked: the alarm may have been armed in between.
-        # A call of a session may have been done before it was armed and then has its answer; what is in it comes here.
-        if kind in (CommandKind.ALARM, CommandKind.MEMBER_ATTR, CommandKind.SESSION_CALL):
+        # Of a call of a session only what is in it, when it is to be done: done before, it has its answer.
+        if kind in (CommandKind.ALARM, CommandKind.MEMBER_ATTR):
             return None
         if any(alarm == CORRUPT for _, alarm in self.alarms):
             return RefusalCode.CORRUPT

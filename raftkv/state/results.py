@@ -78,6 +78,17 @@ class Done:
     revision: int
 
 
+@dataclass(slots=True)
+class PutDone:
+    """A put that has nothing to reply but its revision was applied: every put without `prev_kv`.
+
+    Every node makes one for each such put and one node answers, so it is no PutResponse yet. It is not frozen because
+    that would double what making one costs.
+    """
+
+    revision: int
+
+
 @dataclass(frozen=True, slots=True)
 class HashKVResult:
     """Answer to HashKV."""
@@ -88,7 +99,8 @@ class HashKVResult:
 
 
 Result = (
-    PutResponse
+    PutDone
+    | PutResponse
     | DeleteRangeResponse
     | TxnResponse
     | CompactionResponse
@@ -98,7 +110,8 @@ Result = (
     | Done
     | Refusal
 )
-"""Headers of the messages carry `revision` only; the node that answers fills in the rest."""
+"""Headers of the messages carry `revision` only; the node that answers fills in the rest. A PutResponse has more to say
+than a `PutDone` has: the value before."""
 
 _MESSAGES: Final = (
     PutResponse,
@@ -111,10 +124,12 @@ _MESSAGES: Final = (
 )
 """By the byte that a stored result of this type begins with; so nothing is ever moved or taken out here."""
 _TAGS: Final = {message: bytes((tag,)) for tag, message in enumerate(_MESSAGES)}
+PUT_DONE: Final = 253
 _REFUSAL: Final = 254
 _DONE: Final = 255
 _REFUSAL_FIELDS = struct.Struct(">BBqq")
 _DONE_FIELDS = struct.Struct(">Bq")
+PUT_DONE_BYTES: Final = _DONE_FIELDS.size
 
 
 def encode_result(result: Result) -> bytes:
@@ -124,6 +139,8 @@ def encode_result(result: Result) -> bytes:
         return tag + result.SerializeToString()  # type: ignore[union-attr]  # those with a tag are messages
     if isinstance(result, Refusal):
         return _REFUSAL_FIELDS.pack(_REFUSAL, result.code, result.revision, result.compact_revision)
+    if isinstance(result, PutDone):
+        return _DONE_FIELDS.pack(PUT_DONE, result.revision)
     assert isinstance(result, Done), "a result of no command"
     return _DONE_FIELDS.pack(_DONE, result.revision)
 
@@ -134,6 +151,8 @@ def decode_result(data: bytes) -> Result:
     if tag == _REFUSAL:
         _, code, revision, compact_revision = _REFUSAL_FIELDS.unpack(data)
         return Refusal(RefusalCode(code), revision, compact_revision)
+    if tag == PUT_DONE:
+        return PutDone(_DONE_FIELDS.unpack(data)[1])
     if tag == _DONE:
         return Done(_DONE_FIELDS.unpack(data)[1])
     return _MESSAGES[tag].FromString(data[1:])

@@ -34,7 +34,16 @@ from raftkv.state.keys import (
     SESSION_TTL,
 )
 from raftkv.state.overlay import Overlay
-from raftkv.state.results import Refusal, RefusalCode, Result, decode_result, encode_result
+from raftkv.state.results import (
+    PUT_DONE,
+    PUT_DONE_BYTES,
+    PutDone,
+    Refusal,
+    RefusalCode,
+    Result,
+    decode_result,
+    encode_result,
+)
 from raftkv.state.store import KeyValueStore
 
 SESSIONS_MAX = 100_000
@@ -61,8 +70,10 @@ CALLABLE = frozenset(
 """What may be done within a session."""
 
 _SEQ = struct.Struct(">Q")
-_EFFECT = struct.Struct(">QQQ")  # session, seq (0: nothing was done), acknowledged
+_ACKNOWLEDGED = struct.Struct(">QQ")  # session, the lowest number that is not
 _ANSWER = struct.Struct(">QI")  # seq, bytes of the answer; then the answer, if it is small
+_ANSWER_BYTES = _ANSWER.size
+_PUT_ANSWER = struct.Struct(">QIBq")  # both for a `PutDone`, packed at once because nearly all answers are that
 _SMALL_BYTES_MAX = 256
 """An answer is written anew as long as it is kept and calls come, so a large one lies apart. It says how the bytes on
 disk are to be read, so it never changes."""
@@ -93,54 +104,63 @@ def granted_ttl_ms(request: SessionOpen) -> int:
 class _Kept:
     """What one session keeps."""
 
-    __slots__ = ("acknowledged", "answers", "bytes", "sizes")
+    __slots__ = ("acknowledged", "bytes", "id", "large", "records")
 
-    def __init__(self) -> None:
+    def __init__(self, session: int) -> None:
+        self.id = SESSION_ID.pack(session)
         self.acknowledged = 0  # every number below it
-        self.sizes: dict[int, int] = {}  # of all answers, by number, in bytes
-        self.bytes = 0  # their sum
-        self.answers: dict[int, bytes] = {}  # the small ones
+        self.records: dict[int, bytes] = {}  # of all answers, by number: what `encode` has of each
+        self.large: dict[int, int] = {}  # the size in bytes of those that lie apart
+        self.bytes = 0  # of all answers
 
     @classmethod
-    def decode(cls, data: bytes) -> _Kept:
+    def decode(cls, session: int, data: bytes) -> _Kept:
         """From what `encode` gave."""
-        kept = cls()
+        kept = cls(session)
         (kept.acknowledged,) = _SEQ.unpack_from(data)
         offset = _SEQ.size
         while offset < len(data):
+            start = offset
             seq, size = _ANSWER.unpack_from(data, offset)
-            offset += _ANSWER.size
-            kept.sizes[seq] = size
-            kept.bytes += size
+            offset += _ANSWER_BYTES
             if size <= _SMALL_BYTES_MAX:
-                kept.answers[seq] = data[offset : offset + size]
                 offset += size
+            else:
+                kept.large[seq] = size
+            kept.records[seq] = data[start:offset]
+            kept.bytes += size
         return kept
 
     def encode(self) -> bytes:
         """In the order of numbers, so that how the calls came makes no difference."""
-        parts = [_SEQ.pack(self.acknowledged)]
-        sizes, answers = self.sizes, self.answers
-        for seq in sorted(sizes):
-            parts.append(_ANSWER.pack(seq, sizes[seq]))
-            if seq in answers:
-                parts.append(answers[seq])
-        return b"".join(parts)
+        records = self.records
+        return _SEQ.pack(self.acknowledged) + b"".join([records[seq] for seq in sorted(records)])
+
+    def keep(self, seq: int, encoded: bytes) -> bytes:
+        """Keep an answer; gives the record of it, which is all but the answer itself where that is large."""
+        size = len(encoded)
+        record = _ANSWER.pack(seq, size)
+        if size <= _SMALL_BYTES_MAX:
+            record += encoded
+        else:
+            self.large[seq] = size
+        self.records[seq] = record
+        self.bytes += size
+        return record
 
     def forget(self, first_incomplete: int) -> list[int]:
         """Move the acknowledged up; gives the numbers whose large answers are no longer needed."""
-        sizes, answers = self.sizes, self.answers
-        if first_incomplete - self.acknowledged <= len(sizes):
-            gone = [seq for seq in range(self.acknowledged, first_incomplete) if seq in sizes]
+        records, large = self.records, self.large
+        if first_incomplete - self.acknowledged <= len(records):
+            gone = [seq for seq in range(self.acknowledged, first_incomplete) if seq in records]
         else:
-            gone = sorted(seq for seq in sizes if seq < first_incomplete)
+            gone = sorted(seq for seq in records if seq < first_incomplete)
         self.acknowledged = first_incomplete
-        large = []
-        for seq in gone:
-            self.bytes -= sizes.pop(seq)
-            if answers.pop(seq, None) is None:
-                large.append(seq)
-        return large
+        taken = [records.pop(seq) for seq in gone]
+        self.bytes -= sum(map(len, taken)) - _ANSWER_BYTES * len(taken)
+        apart = [seq for seq in gone if seq in large] if large else []
+        self.bytes -= sum([large.pop(seq) for seq in apart])
+        return apart
 
 
 class Sessions:
@@ -177,7 +197,7 @@ class Sessions:
         self._opened += 1
         ttl_ms = granted_ttl_ms(request)
         self.ttls[session] = ttl_ms
-        self._kept[session] = _Kept()
+        self._kept[session] = _Kept(session)
         key, value = SESSION + SESSION_ID.pack(session), SESSION_TTL.pack(ttl_ms)
         overlay.pending[key] = value
         overlay.effects.append(key + value)
@@ -194,8 +214,8 @@ class Sessions:
             if session not in self.ttls:
                 continue
             kept = self._kept_of(overlay, session)
-            packed = SESSION_ID.pack(session)
-            for seq in kept.sizes.keys() - kept.answers.keys():
+            packed = kept.id
+            for seq in kept.large:
                 overlay.pending[SESSION_RESULT + packed + _SEQ.pack(seq)] = None
             overlay.pending[SESSION + packed] = None
             overlay.pending[SESSION_ANSWERS + packed] = None
@@ -216,52 +236,55 @@ class Sessions:
         Returns:
             None: execute it, then `keep` what came of it. Else the answer: nothing is to be executed.
         """
-        if session not in self.ttls:
-            return RefusalCode.SESSION_EXPIRED
+        kept = self._kept.get(session)
+        if kept is None:  # not in memory, or no session (any more)
+            if session not in self.ttls:
+                return RefusalCode.SESSION_EXPIRED
+            kept = self._kept_of(overlay, session)
         if not seq or kind not in CALLABLE:
             return RefusalCode.MALFORMED
         if session != self._used and self._events is not None:
             self._events.append((SessionChange.USED, session))
             self._used = session
-        kept = self._kept.get(session) or self._kept_of(overlay, session)
-        if seq in kept.sizes:
-            stored = kept.answers.get(seq) or overlay.get(SESSION_RESULT + RESULT_ID.pack(session, seq))
-            assert stored is not None, f"answer {seq} of session {session:x} is not there"
-            return decode_result(stored)
-        if seq < kept.acknowledged or seq < first_incomplete:
+        records = kept.records
+        if seq in records:
+            return self._answer_again(overlay, kept, session, seq)
+        acknowledged = kept.acknowledged
+        if seq < acknowledged or seq < first_incomplete:
             return RefusalCode.STALE_SEQUENCE
-        if first_incomplete > kept.acknowledged:
+        if first_incomplete > acknowledged:
+            acknowledged = first_incomplete
             self._changed[session] = kept
+            overlay.effects.append(_ACKNOWLEDGED.pack(session, first_incomplete))
             for gone in kept.forget(first_incomplete):
                 overlay.pending[SESSION_RESULT + RESULT_ID.pack(session, gone)] = None
         # The one call that all others wait for: refused while they fill the session, it could never make them room.
         # There is one such number at a time, so that the bounds are exceeded by one answer.
-        oldest = seq == kept.acknowledged
-        if not oldest and (len(kept.sizes) >= ANSWERS_MAX or kept.bytes >= ANSWERS_BYTES_MAX):
-            overlay.effects.append(_EFFECT.pack(session, 0, kept.acknowledged))
+        if seq != acknowledged and (len(records) >= ANSWERS_MAX or kept.bytes >= ANSWERS_BYTES_MAX):
             return RefusalCode.SESSION_FULL
         return None
 
     def keep(self, overlay: Overlay, session: int, seq: int, result: Result, compact_revision: int) -> None:
-        """Keep what came of a call that was admitted. The revision it made is committed."""
-        encoded = encode_result(result)
-        size = len(encoded)
-        if size > ANSWERS_BYTES_MAX:
-            encoded = encode_result(Refusal(RefusalCode.RESULT_NOT_KEPT, overlay.revision, compact_revision))
-            size = len(encoded)
+        """Keep what came of a call that was admitted; the revision it made may be open still."""
         kept = self._changed[session] = self._kept[session]
-        kept.sizes[seq] = size
-        kept.bytes += size
-        if size <= _SMALL_BYTES_MAX:
-            kept.answers[seq] = encoded
-        else:
+        if type(result) is PutDone:
+            record = kept.records[seq] = _PUT_ANSWER.pack(seq, PUT_DONE_BYTES, PUT_DONE, result.revision)
+            kept.bytes += PUT_DONE_BYTES
+            overlay.effects += (kept.id, record)
+            return
+        encoded = encode_result(result)
+        if len(encoded) > ANSWERS_BYTES_MAX:
+            encoded = encode_result(Refusal(RefusalCode.RESULT_NOT_KEPT, overlay.commit(), compact_revision))
+        record = kept.keep(seq, encoded)
+        overlay.effects += (kept.id, record)
+        if seq in kept.large:
             overlay.pending[SESSION_RESULT + RESULT_ID.pack(session, seq)] = encoded
-        overlay.effects.append(_EFFECT.pack(session, seq, kept.acknowledged) + encoded)
+            overlay.effects.append(encoded)
 
     def flush(self, overlay: Overlay) -> None:
         """Put what has changed since the last time into the write batch."""
-        for session, kept in self._changed.items():
-            overlay.pending[SESSION_ANSWERS + SESSION_ID.pack(session)] = kept.encode()
+        for kept in self._changed.values():
+            overlay.pending[SESSION_ANSWERS + kept.id] = kept.encode()
         self._changed.clear()
         if len(self._kept) > _LOADED_MAX:
             self._kept.clear()
@@ -271,5 +294,12 @@ class Sessions:
         kept = self._kept.get(session)
         if kept is None:
             stored = overlay.get(SESSION_ANSWERS + SESSION_ID.pack(session))
-            kept = self._kept[session] = _Kept() if stored is None else _Kept.decode(stored)
+            kept = self._kept[session] = _Kept(session) if stored is None else _Kept.decode(session, stored)
         return kept
+
+    def _answer_again(self, overlay: Overlay, kept: _Kept, session: int, seq: int) -> Result:
+        if seq not in kept.large:
+            return decode_result(kept.records[seq][_ANSWER_BYTES:])
+        stored = overlay.get(SESSION_RESULT + RESULT_ID.pack(session, seq))
+        assert stored is not None, f"answer {seq} of session {session:x} is not there"
+        return decode_result(stored)

@@ -25,7 +25,7 @@ from raftkv.state.keys import VERSION, span
 from raftkv.state.mvcc import Reader
 from raftkv.state.overlay import Overlay
 from raftkv.state.ranges import read_range
-from raftkv.state.results import Refusal, RefusalCode, Refused
+from raftkv.state.results import PutDone, Refusal, RefusalCode, Refused
 
 LeaseExists = Callable[[int], bool]
 _Comparable = TypeVar("_Comparable", int, bytes)
@@ -88,7 +88,7 @@ def guards_hold(reader: Reader, guards: Iterable[Guard]) -> bool:
 
 def apply_put(
     overlay: Overlay, request: PutRequest, compact_revision: int, lease_exists: LeaseExists
-) -> PutResponse | Refusal:
+) -> PutDone | PutResponse | Refusal:
     """A put outside of a transaction; the caller commits the revision."""
     if request.guards and not guards_hold(overlay.reader(compact_revision), request.guards):
         return Refusal(RefusalCode.GUARD_FAILED, overlay.revision, compact_revision)
@@ -96,7 +96,9 @@ def apply_put(
         return Refusal(RefusalCode.LEASE_NOT_FOUND, overlay.revision, compact_revision)
     response = PutResponse()
     refusal = _put(overlay, request, compact_revision, response)
-    return response if refusal is None else refusal
+    if refusal is not None:
+        return refusal
+    return response if request.prev_kv else PutDone(response.header.revision)
 
 
 def apply_delete(overlay: Overlay, request: DeleteRangeRequest, compact_revision: int) -> DeleteRangeResponse | Refusal:

@@ -199,7 +199,7 @@ def check_session_open(request: SessionOpen) -> None:
 
 
 def check_session_call(session: int, seq: int, first_incomplete: int, kind: int) -> None:
-    """Check the numbers of a `SessionCall`; what it carries is checked as it would be without a session.
+    """Check the numbers of a call of a session; what it carries is checked as it would be without a session.
 
     Raises:
         InvalidRequest: SESSION_CALL.

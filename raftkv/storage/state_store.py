@@ -28,7 +28,6 @@ import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from google_crc32c import extend as crc32c_extend
 from google_crc32c import value as crc32c
 
 from raftkv.storage._leveldb import leveldb
@@ -127,7 +126,7 @@ class StateStore:
         batch = self._engine.batch(sync=False)
         put = batch.put
         for key, value in puts:
-            put(key, value + crc32c_extend(crc32c(key), value).to_bytes(4, "little"))
+            put(key, value + crc32c(key + value).to_bytes(4, "little"))  # in two steps it costs more than the copy
         for key in deletes:
             batch.delete(key)
         self._engine.write(batch, sync=False)
@@ -192,7 +191,7 @@ def _get(source: leveldb.DB | leveldb.Snapshot, path: Path, key: bytes) -> bytes
         raise CorruptRecord(path, key, error_text(error)) from error
     if value is None:
         return None
-    if crc32c_extend(crc32c(key), value) != RESIDUE:
+    if crc32c(key + value) != RESIDUE:
         raise CorruptRecord(path, key, "checksum does not match")
     return value[:-4]
 
@@ -227,7 +226,7 @@ def _checked(pairs: Iterator[tuple[bytes, bytes]], path: Path, start: bytes) -> 
     key = start
     try:
         for key, value in pairs:
-            if crc32c_extend(crc32c(key), value) != RESIDUE:
+            if crc32c(key + value) != RESIDUE:
                 raise CorruptRecord(path, key, "checksum does not match")
             yield key, value[:-4]
     except leveldb.Error as error:

@@ -263,7 +263,7 @@ class Replicas(RuleBasedStateMachine):
         for apply in applies:
             if self.checks.applying(member, apply.entry):
                 commands = [command for group in apply.groups for command in group.commands]
-                self.history.applied(apply.entry.index, [self.by_payload[command.payload] for command in commands])
+                self.history.applied(apply.entry.index, [self.by_payload[payload] for _, _, payload in commands])
         results = member.machine.apply_many([(a.entry.index, a.entry.term, a.groups) for a in applies])
         self.checks.applied(member)
         return results

@@ -30,7 +30,7 @@ from raftkv.server.services.quota import Quota
 from raftkv.server.services.reads import Reads
 from raftkv.server.services.registry import Context, Method, Service, deadline_of
 from raftkv.state.commands import CommandKind
-from raftkv.state.results import Refusal, Refused, Result
+from raftkv.state.results import PutDone, Refusal, Refused, Result
 from raftkv.state.txn import is_read_only, is_serializable, needs_space
 from raftkv.state.validate import check_delete, check_put, check_range, check_size, check_txn
 
@@ -48,6 +48,7 @@ class KV:
         self._reads = reads
         self._quota = quota
         self._limits = request_limits(node.config)
+        self._put_response = PutResponse()  # to a put without `prev_kv`; filled in anew, because making one costs more
 
     def service(self) -> Service:
         """All of it, to be registered."""
@@ -188,6 +189,12 @@ class KV:
         """
         if isinstance(result, Refusal):
             raise Refused(result)
+        if isinstance(result, PutDone):
+            response = self._put_response
+            header = response.header
+            header.revision = result.revision
+            fill_header(self._node, header)
+            return response.SerializeToString()
         assert isinstance(result, _RESPONSES), "a result of no command of KV"
         fill_header(self._node, result.header)
         return result.SerializeToString()

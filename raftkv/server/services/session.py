@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from raftkv._pb import session_pb2 as pb
 from raftkv._pb.lease_pb2 import LeaseKeepAliveRequest
-from raftkv._pb.state_pb2 import SessionCall, SessionExpire, SessionOpen, SessionOpened
+from raftkv._pb.state_pb2 import SessionExpire, SessionOpen, SessionOpened
 from raftkv.server.errors import NoSpace, NotSupported
 from raftkv.server.limits import Inflight
 from raftkv.server.services.contract import Node
@@ -24,7 +24,7 @@ from raftkv.server.services.quota import Quota
 from raftkv.server.services.reads import Reads
 from raftkv.server.services.registry import Method, Service, Stream
 from raftkv.server.services.streams import ANSWER_EARLY_S
-from raftkv.state.commands import CommandKind
+from raftkv.state.commands import CommandKind, encode_session_call
 from raftkv.state.results import Done, Refusal, Refused, Result
 from raftkv.state.txn import is_read_only, needs_space
 from raftkv.state.validate import check_session_call, check_session_open
@@ -155,8 +155,7 @@ class Session:
         if not (session or seq):
             return kind, payload
         check_session_call(session, seq, first_incomplete, kind)
-        call = SessionCall(session=session, seq=seq, first_incomplete=first_incomplete, kind=kind, payload=payload)
-        return CommandKind.SESSION_CALL, call.SerializeToString()
+        return CommandKind.SESSION_CALL, encode_session_call(session, seq, first_incomplete, kind, payload)
 
     def _has_room(self, talk: Conversation, request: pb.SessionRequest) -> bool:
         """Whether the quota lets it through; if not, it is answered, after everybody was told by the alarm.

@@ -59,7 +59,7 @@ class Node:
             for apply in effects.apply:
                 self.entries.append(apply.entry)
                 results.append(
-                    [[(apply.entry.index, command.payload) for command in group.commands] for group in apply.groups]
+                    [[(apply.entry.index, payload) for _, _, payload in group.commands] for group in apply.groups]
                 )
             answers = self.replica.applied(effects.apply, results)
             self.results.extend(answers.results)
@@ -89,7 +89,7 @@ class Node:
     def payloads(self) -> list[list[bytes]]:
         """What each applied entry carries; entries without commands are left out."""
         carried = [
-            [command.payload for group in decode_batch(entry.data) for command in group.commands]
+            [payload for group in decode_batch(entry.data) for _, _, payload in group.commands]
             for entry in self.entries
         ]
         return [payloads for payloads in carried if payloads]

@@ -193,7 +193,7 @@ def test_entries_and_forwarded_messages_are_cut_by_bytes() -> None:
         table[2].propose(b"x" * 4 + b"%d" % number)
     table[2].propose(b"y" * 50)
     table.elect(1)
-    sizes = [[sum(len(c.payload) for c in g.commands) for g in decode_batch(e.data)] for e in table[1].entries]
+    sizes = [[sum(len(p) for _, _, p in g.commands) for g in decode_batch(e.data)] for e in table[1].entries]
     assert [sum(size) for size in sizes if size] == [10, 10, 5, 50]
     assert len(table[2].answered()) == 6
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from raftkv._pb.kv_pb2 import PutRequest, PutResponse
+from raftkv._pb.kv_pb2 import PutRequest
 from raftkv.raft.config import RaftConfig
 from raftkv.raft.core import Raft
 from raftkv.replica.replica import Replica
@@ -21,6 +21,7 @@ from raftkv.server.config import NodeConfig
 from raftkv.server.runtime import Runtime
 from raftkv.server.stores import Stores
 from raftkv.state.commands import CommandKind
+from raftkv.state.results import PutDone
 
 
 class Held:
@@ -94,12 +95,12 @@ async def test_a_caller_has_its_answer_while_a_later_write_is_under_way(runtime:
     disk.hold()
     two = submit(runtime, b"b")
     async with asyncio.timeout(10):
-        assert isinstance(await one, PutResponse)
+        assert isinstance(await one, PutDone)
     assert not two.done()
     assert runtime.machine.applied_index == before + 1
     disk.release()
     async with asyncio.timeout(10):
-        assert isinstance(await two, PutResponse)
+        assert isinstance(await two, PutDone)
 
 
 async def test_what_nobody_waits_for_is_applied_although_the_disk_does_not_come_back(
@@ -115,14 +116,14 @@ async def test_what_nobody_waits_for_is_applied_although_the_disk_does_not_come_
     assert not two.done()
     disk.release()
     async with asyncio.timeout(10):
-        assert isinstance(await two, PutResponse)
+        assert isinstance(await two, PutDone)
     assert runtime.machine.applied_index == before + 2
 
 
 async def test_results_come_in_the_order_of_the_log(runtime: Runtime) -> None:
     async with asyncio.timeout(20):
         answers = await asyncio.gather(*(put(runtime, b"k%d" % number) for number in range(500)))
-    revisions = [answer.header.revision for answer in answers if isinstance(answer, PutResponse)]
+    revisions = [answer.revision for answer in answers if isinstance(answer, PutDone)]
     assert revisions == sorted(set(revisions))
     assert len(revisions) == 500
 

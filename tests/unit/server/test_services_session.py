@@ -14,12 +14,12 @@ from fake_node import FakeNode, Served, failure, serve, until
 
 from raftkv._pb import kv_pb2, lease_pb2
 from raftkv._pb import session_pb2 as pb
-from raftkv._pb.state_pb2 import SessionCall, SessionExpire, SessionOpen, SessionOpened
+from raftkv._pb.state_pb2 import SessionExpire, SessionOpen, SessionOpened
 from raftkv.client import AsyncClient, Get, Put
 from raftkv.server import transport
 from raftkv.server.errors import NoLeader, RequestTimeout
 from raftkv.server.services import conversation, quota
-from raftkv.state.commands import CommandKind
+from raftkv.state.commands import CommandKind, decode_session_call
 from raftkv.state.results import Refusal, RefusalCode, Result
 
 Code = grpc.StatusCode
@@ -139,8 +139,7 @@ async def test_a_mutation_within_a_session_is_done_once(served: Served, talk: Ta
     first = await talk.ask(put(1, b"k", session=session, seq=1, first_incomplete=1))
     kind, payload = served.node.proposed[-1]
     assert kind is CommandKind.SESSION_CALL
-    call = SessionCall.FromString(payload)
-    assert (call.session, call.seq, call.first_incomplete, call.kind) == (session, 1, 1, CommandKind.PUT)
+    assert decode_session_call(payload)[:4] == (session, 1, 1, CommandKind.PUT)
     await talk.ask(put(2, b"k", session=session, seq=2, first_incomplete=1))
     again = await talk.ask(put(3, b"k", session=session, seq=1, first_incomplete=1))
     assert again.payload == first.payload, "the same answer, with the same revision"

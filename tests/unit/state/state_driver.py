@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from raftkv._pb.kv_pb2 import (
     CompactionRequest,
     DeleteRangeRequest,
     PutRequest,
+    PutResponse,
     RangeRequest,
     RequestOp,
     TxnRequest,
@@ -18,17 +19,30 @@ from raftkv._pb.state_pb2 import (
     LeaseCheckpoints,
     LeaseExpire,
     MemberAttributes,
-    SessionCall,
     SessionExpire,
     SessionOpen,
 )
-from raftkv.state.commands import Command, CommandKind, Group
+from raftkv.state.commands import Command, CommandKind, Group, encode_session_call
 from raftkv.state.keys import LEASE, LEASE_END, LEASE_ID, LEASE_KEY, LEASE_RECORD, LEASES_END
 from raftkv.state.leases import LeaseRecord
 from raftkv.state.machine import StateMachine
-from raftkv.state.results import Refusal, Refused, Result
+from raftkv.state.results import PutDone, Refusal, Refused, Result
 from raftkv.state.store import KeyValueStore, MemoryStore
 from raftkv.state.txn import is_read_only
+
+
+class SessionCall(NamedTuple):
+    """A call of a session, to be handed in like any request."""
+
+    session: int
+    seq: int
+    kind: int
+    payload: bytes
+    first_incomplete: int = 0
+
+    def SerializeToString(self) -> bytes:
+        return encode_session_call(self.session, self.seq, self.first_incomplete, self.kind, self.payload)
+
 
 KINDS = {
     PutRequest: CommandKind.PUT,
@@ -55,6 +69,15 @@ def group(*requests: Any) -> Group:
     return Group(1, 1, tuple(command(request, seq) for seq, request in enumerate(requests)))
 
 
+def answer(result: Result) -> Any:
+    """What the client gets of a result; of a put always the response, as from a node."""
+    if not isinstance(result, PutDone):
+        return result
+    response = PutResponse()
+    response.header.revision = result.revision
+    return response
+
+
 class Driver:
     """The machine with an entry a call; reads go where a node would send them."""
 
@@ -64,11 +87,11 @@ class Driver:
         self.term = 1
         self.entries: list[tuple[int, int, list[Group]]] = []
 
-    def apply(self, *requests: Any) -> list[Result]:
+    def apply(self, *requests: Any) -> list[Any]:
         """All requests in one entry."""
         entry = (self.machine.applied_index + 1, self.term, [group(*requests)])
         self.entries.append(entry)
-        return self.machine.apply(*entry)[0]
+        return [answer(result) for result in self.machine.apply(*entry)[0]]
 
     def call(self, request: Any) -> Any:
         """One request, as a node would: a Result, or for reads a response or a Refusal."""

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from state_driver import SessionCall
+
 from raftkv._pb.common_pb2 import KeyValue
 from raftkv._pb.kv_pb2 import (
     CompactionRequest,
@@ -21,7 +23,7 @@ from raftkv._pb.kv_pb2 import (
     TxnResponse,
 )
 from raftkv._pb.lease_pb2 import LeaseGrantRequest, LeaseGrantResponse, LeaseRevokeRequest, LeaseRevokeResponse
-from raftkv._pb.state_pb2 import LeaseCheckpoints, LeaseExpire, SessionCall, SessionExpire, SessionOpen, SessionOpened
+from raftkv._pb.state_pb2 import LeaseCheckpoints, LeaseExpire, SessionExpire, SessionOpen, SessionOpened
 from raftkv.state.commands import CommandKind
 from raftkv.state.results import Done, RefusalCode
 

@@ -6,6 +6,8 @@ import random
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
+from state_driver import SessionCall
+
 from raftkv._pb.kv_pb2 import (
     CompactionRequest,
     Compare,
@@ -21,7 +23,6 @@ from raftkv._pb.state_pb2 import (
     LeaseCheckpoints,
     LeaseExpire,
     LeaseRemaining,
-    SessionCall,
     SessionExpire,
     SessionOpen,
 )

@@ -9,12 +9,13 @@ import random
 from collections.abc import Callable
 
 import pytest
+from state_driver import SessionCall
 
-from raftkv._pb.kv_pb2 import Compare, DeleteRangeRequest, PutRequest, PutResponse, RequestOp, TxnRequest, TxnResponse
-from raftkv._pb.state_pb2 import SessionCall, SessionExpire, SessionOpen, SessionOpened
+from raftkv._pb.kv_pb2 import Compare, DeleteRangeRequest, PutRequest, RequestOp, TxnRequest, TxnResponse
+from raftkv._pb.state_pb2 import SessionExpire, SessionOpen, SessionOpened
 from raftkv.state.commands import Command, CommandKind, Group
 from raftkv.state.machine import StateMachine
-from raftkv.state.results import Refusal, RefusalCode, Result, encode_result
+from raftkv.state.results import PutDone, Refusal, RefusalCode, Result, encode_result
 from raftkv.state.sessions import ANSWERS_MAX, Sessions, _Kept
 from raftkv.state.store import KeyValueStore, MemoryStore
 
@@ -130,7 +131,7 @@ def calls_of_an_ended_session_are_never_done() -> None:
                 assert isinstance(result, Refusal)
                 assert result.code is RefusalCode.SESSION_EXPIRED
         assert replica.machine.revision == revision
-        assert isinstance(replica.apply(call_of(other, 2, PutRequest(key=b"a"))), PutResponse)
+        assert isinstance(replica.apply(call_of(other, 2, PutRequest(key=b"a"))), PutDone)
 
 
 def what_is_acknowledged_is_not_done_again() -> None:

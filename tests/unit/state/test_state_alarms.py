@@ -10,7 +10,6 @@ from raftkv._pb.kv_pb2 import (
     DeleteRangeRequest,
     DeleteRangeResponse,
     PutRequest,
-    PutResponse,
     RequestOp,
     TxnRequest,
     TxnResponse,
@@ -18,7 +17,7 @@ from raftkv._pb.kv_pb2 import (
 from raftkv._pb.maintenance_pb2 import CORRUPT, NONE, NOSPACE, AlarmRequest, AlarmType
 from raftkv.state.commands import Command, CommandKind, Group
 from raftkv.state.machine import StateMachine
-from raftkv.state.results import Done, Refusal, RefusalCode, Result
+from raftkv.state.results import Done, PutDone, Refusal, RefusalCode, Result
 from raftkv.state.store import MemoryStore
 
 PUT = (CommandKind.PUT, PutRequest(key=b"k", value=b"v"))
@@ -62,7 +61,7 @@ def test_no_space_refuses_what_needs_space_and_lets_room_be_made() -> None:
     assert isinstance(txn_delete, TxnResponse)
     assert isinstance(compact, CompactionResponse)
     run(machine, alarm(AlarmRequest.DEACTIVATE, 7, NOSPACE))
-    assert isinstance(run(machine, PUT)[0], PutResponse)
+    assert isinstance(run(machine, PUT)[0], PutDone)
 
 
 def test_corrupt_refuses_everything_but_its_own_end() -> None:
@@ -71,7 +70,7 @@ def test_corrupt_refuses_everything_but_its_own_end() -> None:
     assert {code(result) for result in run(machine, PUT, DELETE, TXN_PUT, TXN_DELETE, COMPACT)} == {RefusalCode.CORRUPT}
     assert machine.revision == 1
     run(machine, alarm(AlarmRequest.DEACTIVATE, 0, NONE))
-    assert isinstance(run(machine, PUT)[0], PutResponse)
+    assert isinstance(run(machine, PUT)[0], PutDone)
 
 
 def test_alarms_survive_a_restart_and_count_in_the_hash() -> None:

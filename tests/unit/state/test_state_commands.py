@@ -6,7 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raftkv.state.commands import Command, CommandKind, Group, MalformedBatch, decode_batch, encode_batch
+from raftkv.state.commands import (
+    Command,
+    CommandKind,
+    Group,
+    MalformedBatch,
+    MalformedCall,
+    decode_batch,
+    decode_session_call,
+    encode_batch,
+    encode_session_call,
+)
 
 U64 = st.integers(0, 2**64 - 1)
 COMMANDS = st.builds(Command, U64, st.integers(0, 255), st.binary(max_size=300))
@@ -47,6 +57,27 @@ def test_the_layout_does_not_change() -> None:
         "0101000000010000000000000002000000000000000200000"
         "003000000000000000102000000040000000000000020000000006162"
     )  # fmt: skip
+
+
+@given(U64, U64, U64, st.integers(0, 255), st.binary(max_size=300))
+def test_a_call_of_a_session_comes_back_as_it_was(
+    session: int, seq: int, first_incomplete: int, kind: int, payload: bytes
+) -> None:
+    call = session, seq, first_incomplete, kind, payload
+    assert decode_session_call(encode_session_call(*call)) == call
+
+
+@pytest.mark.parametrize("size", range(25))
+def test_a_call_that_is_cut_off_before_its_payload_is_malformed(size: int) -> None:
+    call = encode_session_call(1 << 40, 2, 1, CommandKind.PUT, b"")
+    assert decode_session_call(call)[4] == b""
+    with pytest.raises(MalformedCall):
+        decode_session_call(call[:size])
+
+
+def test_the_layout_of_a_call_does_not_change() -> None:
+    call = encode_session_call(1, 2, 3, CommandKind.PUT, b"ab")
+    assert call.hex() == "010000000000000002000000000000000300000000000000016162"
 
 
 def test_a_version_from_the_future_is_named() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from state_driver import Driver, attachments, group, op, stored_leases
+from state_driver import Driver, answer, attachments, group, op, stored_leases
 from state_model import Model
 from state_ops import KEYS, Chooser, Ops
 
@@ -24,7 +24,7 @@ SEED = st.integers(0, 2**32 - 1)
 
 
 def code_or_response(result: Any) -> Any:
-    return result.code if isinstance(result, Refusal) else result
+    return result.code if isinstance(result, Refusal) else answer(result)
 
 
 def is_large(answer: Any) -> bool:
@@ -189,10 +189,10 @@ def test_a_reader_over_a_view_does_not_move(seeds: list[int]) -> None:
         reader = driver.machine.reader(driver.store.view())
         frozen.append((reader, request, code_or_response(driver.call(request))))
         driver.machine.sweep(2)
-    for reader, request, answer in frozen:
-        if isinstance(answer, RefusalCode):
+    for reader, request, expected in frozen:
+        if isinstance(expected, RefusalCode):
             with pytest.raises(Refused) as refused:
                 read_range(reader, request)
-            assert refused.value.refusal.code == answer
+            assert refused.value.refusal.code == expected
         else:
-            assert read_range(reader, request) == answer
+            assert read_range(reader, request) == expected

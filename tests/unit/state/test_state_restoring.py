@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from state_driver import KINDS, Driver, attachments, op, stored_leases
+from state_driver import KINDS, Driver, SessionCall, attachments, op, stored_leases
 from state_ops import Chooser, Ops
 
 from raftkv._pb.kv_pb2 import Compare, Guard, PutRequest
@@ -17,7 +17,6 @@ from raftkv._pb.state_pb2 import (
     LeaseCheckpoints,
     LeaseRemaining,
     MemberAttributes,
-    SessionCall,
     SessionOpen,
     SessionOpened,
 )

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from state_driver import KINDS, Driver, op
+from state_driver import KINDS, Driver, SessionCall, op
 
 from raftkv._pb.kv_pb2 import (
     CompactionRequest,
@@ -24,12 +24,15 @@ from raftkv._pb.kv_pb2 import (
 )
 from raftkv._pb.lease_pb2 import LeaseGrantRequest, LeaseRevokeRequest
 from raftkv._pb.maintenance_pb2 import CORRUPT, NONE, NOSPACE, AlarmRequest, AlarmType
-from raftkv._pb.state_pb2 import LeaseExpire, SessionCall, SessionExpire, SessionOpen, SessionOpened
+from raftkv._pb.state_pb2 import LeaseExpire, SessionExpire, SessionOpen, SessionOpened
 from raftkv.state import sessions
+from raftkv.state.attachments import Attachments
 from raftkv.state.commands import Command, CommandKind, Group
+from raftkv.state.directories import Directories
 from raftkv.state.keys import SESSION_ANSWERS, SESSION_ID, SESSION_RESULT, SESSIONS, SESSIONS_END
 from raftkv.state.machine import StateMachine
-from raftkv.state.results import Done, Refusal, RefusalCode, decode_result, encode_result
+from raftkv.state.overlay import Overlay
+from raftkv.state.results import Done, PutDone, Refusal, RefusalCode, decode_result, encode_result
 from raftkv.state.sessions import ANSWERS_BYTES_MAX, ANSWERS_MAX, TTL_MS_DEFAULT, TTL_MS_MAX, TTL_MS_MIN, SessionChange
 from raftkv.state.store import MemoryStore
 from raftkv.storage.state_store import StateStore
@@ -76,7 +79,7 @@ def stored(kv: Driver) -> dict[bytes, bytes]:
 
 def kept(kv: Driver, session: int) -> list[int]:
     data = kv.store.get(SESSION_ANSWERS + SESSION_ID.pack(session))
-    return [] if data is None else list(sessions._Kept.decode(data).sizes)
+    return [] if data is None else list(sessions._Kept.decode(session, data).records)
 
 
 def test_ids_are_unique_and_made_of_the_log_alone(kv: Driver) -> None:
@@ -351,7 +354,7 @@ def test_too_many_sessions(monkeypatch: pytest.MonkeyPatch) -> None:
     assert opened(kv) not in ids
 
 
-@pytest.mark.parametrize("kind", [*(set(CommandKind) - sessions.CALLABLE), 0, 7, 300])
+@pytest.mark.parametrize("kind", [*(set(CommandKind) - sessions.CALLABLE), 0, 7, 255])
 def test_what_is_no_call_is_refused_and_leaves_no_trace(kind: int) -> None:
     kv = Driver()
     session = opened(kv)
@@ -362,6 +365,20 @@ def test_what_is_no_call_is_refused_and_leaves_no_trace(kind: int) -> None:
     assert stored(kv) == before
     assert kv.values() == {}
     assert code(call(kv, session, 0, PutRequest(key=b"a"))) is RefusalCode.MALFORMED
+
+
+@pytest.mark.parametrize("size", [0, 1, 8, 24])
+def test_a_call_that_is_cut_off_is_refused_and_leaves_no_trace(kv: Driver, size: int) -> None:
+    """Short of its own numbers it names no session to keep anything in; with them, it is a request that is none."""
+    session = opened(kv)
+    before = stored(kv)
+    whole = call_of(session, 1, PutRequest(key=b"a", value=b"1")).SerializeToString()
+    entry = (kv.machine.applied_index + 1, 1, [Group(1, 1, (Command(1, CommandKind.SESSION_CALL, whole[:size]),))])
+    ((result,),) = kv.machine.apply(*entry)
+    assert result == Refusal(RefusalCode.MALFORMED, 1, -1)
+    assert stored(kv) == before
+    assert kv.values() == {}
+    assert call(kv, session, 1, PutRequest(key=b"a", value=b"1")).header.revision == 2
 
 
 def test_a_payload_that_is_no_request_is_refused_and_kept_as_such(kv: Driver) -> None:
@@ -429,11 +446,44 @@ def test_sessions_count_in_the_hash_and_in_the_dump() -> None:
     assert [len(dump) for dump in dumps] == [0, 1, 1, 1, 2, 2, 2, 0]
 
 
+def test_the_answer_of_a_put_is_its_revision_and_comes_back_after_a_restart_and_from_a_snapshot() -> None:
+    kv = Driver()
+    session = opened(kv)
+    request = call_of(session, 1, PutRequest(key=b"a", value=b"1"))
+    group = Group(1, 1, (Command(1, CommandKind.SESSION_CALL, request.SerializeToString()),))
+    elsewhere = MemoryStore()
+    ((first,),) = kv.machine.apply(2, 1, [group])
+    assert first == PutDone(2)
+    elsewhere.write(kv.store.iterate(b"", None), ())
+    kv.put(b"between")
+    for machine in (kv.machine, StateMachine(kv.store), StateMachine(elsewhere)):
+        assert machine.apply(machine.applied_index + 1, 1, [group]) == [[first]]
+        assert machine.range(RangeRequest(key=b"a")).kvs[0].version == 1
+
+
+@given(seq=st.integers(1, 2**64 - 1), revision=st.integers(2, 2**63 - 1))
+def test_the_answer_of_a_put_is_kept_as_any_answer_would_be(seq: int, revision: int) -> None:
+    """It is packed in one step, which must not show: what is on disk is the number, the size, the encoded result."""
+    encoded = encode_result(PutDone(revision))
+    kept = sessions._Kept(1)
+    overlay = Overlay(MemoryStore(), 1, Directories(), Attachments())
+    table = sessions.Sessions(MemoryStore())
+    table._kept[1] = kept
+    table.keep(overlay, 1, seq, PutDone(revision), -1)
+    other = sessions._Kept(1)
+    assert other.keep(seq, encoded) == kept.records[seq]
+    assert (other.bytes, other.encode()) == (kept.bytes, kept.encode())
+    again = sessions._Kept.decode(1, kept.encode())
+    assert (again.records, again.bytes, again.large) == (kept.records, kept.bytes, kept.large)
+
+
 @given(st.data())
 def test_results_come_back_from_their_bytes(data: st.DataObject) -> None:
     numbers = st.integers(-1, 2**63 - 1)
     codes = st.sampled_from(RefusalCode)
-    result = data.draw(st.builds(Refusal, codes, numbers, numbers) | st.builds(Done, numbers))
+    result = data.draw(
+        st.builds(Refusal, codes, numbers, numbers) | st.builds(Done, numbers) | st.builds(PutDone, numbers)
+    )
     assert decode_result(encode_result(result)) == result
 
 
