@@ -55,7 +55,7 @@ class CommandKind(enum.IntEnum):
     SESSION_OPEN = 16
     SESSION_EXPIRE = 17
     """By the leader, or by a client that ends its own: a `SessionExpire`."""
-    SESSION_CALL = 18
+    SESSION_CALL = 19  # 18 was the same in another encoding, before the first release
     """A command within a session, done once however often it comes: see `encode_session_call`."""
     MEMBER_ATTR = 32
     """Name and client URLs of a member, published by itself when it starts."""
