@@ -100,7 +100,7 @@ async def _serve(config: NodeConfig) -> int:
     health = Health()
     registered = services.register(client_server, runtime)
     health.register(client_server)
-    runtime.on_health = health.update
+    runtime.evidence.on_reasons = health.update
     await transport.bind(client_server, config.listen_client, "listen_client")
     stop = _stop_on_signals(config)
     async with asyncio.TaskGroup() as tasks:

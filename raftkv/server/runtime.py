@@ -32,6 +32,7 @@ from raftkv.server.config import NodeConfig
 from raftkv.server.convert import PeerMessage
 from raftkv.server.disk import Disk
 from raftkv.server.errors import Stopping, TransferTimeout
+from raftkv.server.evidence import Evidence
 from raftkv.server.lease_port import LeasePort, is_done
 from raftkv.server.leasing import Leasing
 from raftkv.server.lessor import LeaseLeft
@@ -53,7 +54,6 @@ SWEEP_SHARE = 0.2
 """Of each tick, for taking out what was compacted: enough to keep up with any rate of writes, and no caller notices."""
 UNAPPLIED_BYTES_MAX = 1 << 20
 """Of committed entries that wait to be applied; more are applied at once."""
-DISK_STALLED_S = 1.0
 
 
 class Runtime:
@@ -66,7 +66,6 @@ class Runtime:
         self.replica = replica
         self.stores = stores
         self.machine: StateMachine = stores.machine
-        self.on_health: Callable[[frozenset[str]], None] = lambda reasons: None
         self.on_applied: Callable[[], None] = lambda: None
         self._raft = replica.raft
         self._loop = asyncio.get_running_loop()
@@ -75,6 +74,7 @@ class Runtime:
         self.log = structlog.get_logger().bind(node=config.name)
         self._disk = Disk(stores.log, self._loop, self._on_persisted, stores.die)
         self.peers = Peers(self.node_id, self.cluster_id, incarnation, self)
+        self.evidence = Evidence(self)
         self._compaction = Compaction(self)
         self._sender = SnapshotSender(self)
         self.callers = Callers(replica, lambda: self._raft.leader, config.request_timeout_s)
@@ -86,12 +86,10 @@ class Runtime:
         self._unapplied_bytes = 0
         self._apply_due = False
         self._writes_under_way = 0  # the number of the last write handed over, 0 once it is done
-        self._stopping = False
+        self.stopping = False
         self._closed = False
-        self._probing = False
         self._received: dict[int, str] = {}  # index of a received snapshot -> its state directory
         self._installing: dict[int, SnapshotMeta] = {}  # number of the write -> what it installs
-        self._reasons: frozenset[str] = frozenset(("starting",))
         self._leader_seen: NodeId = 0
 
     # For services.
@@ -131,7 +129,7 @@ class Runtime:
         Raises:
             Stopping: at once; what else `propose` raises, the future does. Who no longer waits says so by `abandon`.
         """
-        if self._stopping and self.leader in (0, self.node_id):
+        if self.stopping and self.leader in (0, self.node_id):
             raise Stopping
         future = self.callers.submit(kind, payload, deadline)
         self._wake()
@@ -202,7 +200,7 @@ class Runtime:
     @property
     def health(self) -> frozenset[str]:
         """Why this node does not serve; empty while it does."""
-        return self._reasons
+        return self.evidence.reasons
 
     def status(self) -> NodeStatus:
         """One look at this node."""
@@ -265,7 +263,7 @@ class Runtime:
 
     async def drain(self) -> None:
         """Prepare to stop: say so, hand leadership over if we have it (the best of the others takes it)."""
-        self._stopping = True
+        self.stopping = True
         self._update_health()
         status = self._raft.status()
         if self._raft.role is not Role.LEADER or len(status.conf.voters) == 1:
@@ -291,7 +289,7 @@ class Runtime:
 
     def end_tasks(self) -> None:
         """End everything that `start` and `spawn` began."""
-        self._stopping = True
+        self.stopping = True
         self._ticker.stop()
         for task in self._own_tasks:
             task.cancel()
@@ -329,8 +327,13 @@ class Runtime:
         """A stream to or from a peer broke: a sign, not yet proof."""
         self.replica.disconnected(peer)
         if peer == self._raft.leader:
-            self._probe(peer)
+            self.evidence.suspect(peer)
         self._wake()
+
+    def on_gone(self, peer: NodeId) -> None:
+        """There is proof that the process of a peer is gone."""
+        self.replica.gone(peer)
+        self._turn()
 
     def on_snapshot(self, sender: NodeId, term: int, meta: SnapshotMeta, state_name: str) -> None:
         """All of a snapshot is verified and on our disk, in the directory `state_name`."""
@@ -486,38 +489,12 @@ class Runtime:
         except Exception as fault:  # noqa: BLE001 - the state could not be written
             self.fatal(fault)
 
-    # Evidence, health, events.
-
-    def _probe(self, peer: NodeId) -> None:
-        if not self._probing and not self._stopping:
-            self._probing = True
-            self.spawn(self._probe_leader(peer), name=f"probe-{peer:x}")
-
-    async def _probe_leader(self, peer: NodeId) -> None:
-        try:
-            gone = await self.peers.is_gone(peer)
-        finally:
-            self._probing = False
-        if gone and peer == self._raft.leader:
-            self.log.info("leader_suspected", peer=f"{peer:x}", term=self.term, reason="connection refused")
-            self.replica.gone(peer)
-            self._turn()
+    # Events.
 
     def _update_health(self) -> None:
-        reasons = set()
-        if self._stopping:
-            reasons.add("stopping")
-        if self._raft.leader == 0:
-            reasons.add("no leader")
-        busy_since = self._disk.busy_since
-        if busy_since is not None and time.monotonic() - busy_since > DISK_STALLED_S:
-            reasons.add("disk stalled")
-        if self._installing or self._raft.commit - self.machine.applied_index > self.config.apply_lag_max:
-            reasons.add("restoring")
-        if reasons != self._reasons:
-            self._reasons = frozenset(reasons)
-            self.log.info("health", serving=not reasons, reasons=sorted(reasons))
-            self.on_health(self._reasons)
+        lag = self._raft.commit - self.machine.applied_index
+        restoring = bool(self._installing) or lag > self.config.apply_lag_max
+        self.evidence.update(self._disk.busy_since, restoring=restoring)
 
     def _on_event(self, event: Event) -> None:
         fields: dict[str, object] = {"term": event.term}
@@ -529,7 +506,7 @@ class Runtime:
             fields["detail"] = event.detail
         self.log.info(event.kind, **fields)
         if event.kind == "leader_doubted":
-            self._probe(self._raft.leader)
+            self.evidence.suspect(self._raft.leader)
         if self._raft.leader != self._leader_seen:
             self._leader_seen = self._raft.leader
             self._update_health()
