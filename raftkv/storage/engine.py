@@ -48,6 +48,8 @@ class EngineOptions:
     """Uncompressed blocks kept; the page cache of the system does the rest."""
     open_files_max: int = 64
     """Each open table is mapped into memory; its own default of 1000 lets the resident size grow with the data."""
+    block_bytes: int = 4 << 10
+    """Of a table. Each is a write of its own when one is made, and is read and checked as a whole."""
     compression: str | None = "snappy"
     bloom_filter_bits: int = 0
 
@@ -97,6 +99,7 @@ class Engine:
                 write_buffer_size=options.write_buffer_bytes,
                 lru_cache_size=options.cache_bytes,
                 max_open_files=options.open_files_max,
+                block_size=options.block_bytes,
                 compression=options.compression,
                 bloom_filter_bits=options.bloom_filter_bits,
             )
