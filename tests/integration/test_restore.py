@@ -113,7 +113,7 @@ async def test_a_cluster_that_was_lost_begins_again_with_its_backup(tmp_path: Pa
         for number in range(50):
             await client.put(f"k/{number % 40}", str(number))
         assert revision_of(await talk.put("once", kept_session, 1))
-        async with holding(old, "job", "8s") as key:
+        async with holding(old, "job", "20s") as key:
             in_backup = await content(client)
             saved_at = await save(old, file)
             assert saved_at == max(item.mod_revision for item in in_backup.values())
