@@ -315,7 +315,7 @@ async def make_client(cluster: FakeCluster) -> AsyncIterator[Callable[..., Async
 
     def make(*nodes: FakeNode | Proxy | str, **settings: Any) -> AsyncClient:
         chosen = [n if isinstance(n, str) else n.endpoint for n in nodes or cluster.nodes]
-        settings.setdefault("timeout", Timeout(total=5.0, attempt=0.2))
+        settings.setdefault("timeout", Timeout(total=20.0, attempt=1.0))  # more than a busy machine stands still
         client = AsyncClient(chosen, **settings)
         clients.append(client)
         return client
@@ -371,7 +371,7 @@ class Tools:
         return script
 
     @staticmethod
-    async def until(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
+    async def until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
         """Wait for something that no event tells."""
         async with asyncio.timeout(timeout_s):
             while not condition():  # noqa: ASYNC110 - there is no event for it
@@ -413,8 +413,8 @@ def cluster_in_thread() -> Iterator[str]:
 
     thread = threading.Thread(target=lambda: asyncio.run(serve()))
     thread.start()
-    assert ready.wait(10)
+    assert ready.wait(30)
     yield endpoints
     stop()
-    thread.join(10)
+    thread.join(30)
     assert not thread.is_alive()
