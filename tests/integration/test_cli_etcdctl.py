@@ -20,7 +20,8 @@ import pytest
 
 from raftkv.local import LocalCluster
 
-pytestmark = [pytest.mark.integration, pytest.mark.system]
+# Up to thirty commands in a test, each a process: on a busy machine the start of one takes seconds.
+pytestmark = [pytest.mark.integration, pytest.mark.system, pytest.mark.timeout(300)]
 
 # Fields of etcd 3.6, which we send and show; the etcdctl here may be older and not know them.
 NEWER = re.compile(rb',"(storageVersion|dbSizeQuota|downgradeInfo|hash_revision)":("[^"]*"|\d+|\{[^}]*\})')

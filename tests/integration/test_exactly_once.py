@@ -157,6 +157,7 @@ async def _run(work: Awaitable[None]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 async def test_large_writes_are_done_exactly_once_while_nodes_die() -> None:
     """Almost as large as a node takes, so that a kill finds most of them half sent or half replicated."""
     value = bytes(1_400_000)
@@ -293,6 +294,7 @@ def installed_a_snapshot(cluster: AsyncLocalCluster, name: str) -> bool:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 async def test_sessions_survive_snapshots_and_restarts_of_all_nodes() -> None:
     arguments = ("--snapshot-entries", "20", "--snapshot-catchup-entries", "5")
     async with AsyncLocalCluster(5, arguments=arguments) as cluster:

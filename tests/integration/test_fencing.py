@@ -169,7 +169,7 @@ async def test_without_guards_the_same_program_does_corrupt() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 async def test_holders_stopped_at_random_while_leaders_die() -> None:
     rng = random.Random(7)
     async with AsyncLocalCluster(5) as cluster, AsyncClient(cluster.endpoints, timeout=30) as client:
