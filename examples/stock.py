@@ -31,6 +31,9 @@ def sell(name: str, endpoints: str) -> None:
     """One seller, a process of its own: sells until nothing is left; prints what it sold."""
     sold = refused = 0
     with Client(endpoints, timeout=TIMEOUT_S) as client:
+        client.connect()
+        print("ready", flush=True)
+        sys.stdin.readline()
         while True:
             try:
                 with client.lock("shop/lock", ttl=TTL_S, owner=name) as lock:
@@ -55,8 +58,22 @@ class Seller:
     def __init__(self, number: int, endpoints: str) -> None:
         self.name = f"seller-{number}"
         self.process = subprocess.Popen(
-            [sys.executable, __file__, "--sell", self.name, "--endpoints", endpoints], stdout=subprocess.PIPE, text=True
+            [sys.executable, __file__, "--sell", self.name, "--endpoints", endpoints],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
+
+    def wait_ready(self) -> None:
+        """Wait until it could sell."""
+        assert self.process.stdout is not None
+        self.process.stdout.readline()
+
+    def begin(self) -> None:
+        """Let it sell."""
+        assert self.process.stdin is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
 
     def signal_inside(self, number: int) -> bool:
         """Send a signal in a moment when it holds the lock; False where it has nothing more to sell."""
@@ -84,6 +101,10 @@ def run(sellers: int, stock: int, kills: int, nodes: int) -> None:
             client.put(STOCK, str(stock))
             people = [Seller(number, endpoints) for number in range(sellers)]
             try:
+                for each in people:  # or those who come last on a busy machine find nothing to sell
+                    each.wait_ready()
+                for each in people:
+                    each.begin()
                 _disturb(cluster, people, kills)
                 refused = sum(seller.refused() for seller in people)
             finally:

@@ -29,7 +29,8 @@ async def worker(client: AsyncClient) -> int:
         except RuntimeError as error:
             print(f"{error}: it is back in the queue")
         except LockTimeout:
-            return done
+            if not await queue.size():  # else somebody works on the last ones still, and may fail
+                return done
 
 
 async def main() -> None:

@@ -72,26 +72,30 @@ async def _run_for(
 ) -> None:
     """Raises click.ClickException when it failed, Interrupted when a signal came."""
     came: list[int] = []
+    child: Child | None = None
 
     def pass_on(number: int) -> None:
         came.append(number)
-        child.pass_on(number)
+        if child is not None:
+            child.pass_on(number)
 
     what = f"{KINDS[event.type]} of {quoted(event.kv.key)} in revision {event.kv.mod_revision}"
+    signals.pass_on = pass_on
     try:
-        # A signal that comes while it is being started ends the watch, which waits for the start.
+        # It may be at work before we are told that it has started: a signal that comes meanwhile is its, too.
         child = await Child.start(command, environment, input=False)
+        for number in came:
+            child.pass_on(number)
+        code = await child.wait()
     except OSError as error:
         size = sum(len(os.fsencode(value)) for value in environment.values())
         raise click.ClickException(
             f"{command[0]} cannot be run for {what}, with {size} bytes in its environment: {error.strerror}"
         ) from None
-    try:
-        signals.pass_on = pass_on
-        code = await child.wait()
     finally:
         signals.pass_on = None
-        child.kill()
+        if child is not None:
+            child.kill()
     if came:
         raise Interrupted(came[0])
     if code:

@@ -6,6 +6,7 @@ first answer tells.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from raftkv.client.methods import LEASE_KEEP_ALIVE
 RENEW_SHARE = 1 / 3
 TRY_SHARE = 1 / 6
 TRY_MIN_S = 1.0
+TRY_MAX_S = 10.0
 PAUSE_S = 0.1
 
 
@@ -51,14 +53,19 @@ def _renew(
     settings: Settings, endpoints: list[str], lease_id: int, try_s: float, deadline: float | None
 ) -> lease_pb2.LeaseKeepAliveResponse:
     """One confirmed renewal. The endpoint that gave it stands first in `endpoints` afterwards."""
+    slow = 0
     while True:
-        left_s = try_s if deadline is None else deadline - time.monotonic()
+        tried = time.monotonic()
+        left_s = math.inf if deadline is None else deadline - tried
         try:
             return _renew_at(settings, endpoints[0], lease_id, max(0.001, min(try_s, left_s)))
         except (InvalidRequest, ConditionFailed):
             raise
         except RaftkvError as error:
             endpoints.append(endpoints.pop(0))
+            slow += time.monotonic() - tried >= try_s
+            if slow == len(endpoints):  # who is slow, and not gone, must be heard out some time
+                slow, try_s = 0, max(try_s, min(2 * try_s, TRY_MAX_S))
             time.sleep(PAUSE_S)
             if deadline is not None and time.monotonic() >= deadline:
                 raise Unavailable(

@@ -46,6 +46,7 @@ NODES_DEFAULT = 5
 NODES_MAX = 99
 _POLL_S = 0.025
 _STATUS_TIMEOUT_S = 0.5
+_LEADER_S = 10.0
 _PORT_ATTEMPTS = 3
 _TEMPORARY_PREFIX = "raftkv-"
 
@@ -262,12 +263,13 @@ class AsyncLocalCluster:
         """The names that a target means: a node, a comma-separated list, `leader`, `followers` or `all`.
 
         Raises:
-            UnknownNode: a name is not a node's, or there is no leader.
+            UnknownNode: a name is not a node's, or there is no leader. While a majority runs, one is waited for: in an
+                election, and where nodes on a busy machine take their time to answer.
         """
         names: list[str] = []
         for word in (part.strip() for part in target.split(",")):
             if word in ("leader", "followers"):
-                leader = await self.leader()
+                leader = await self._expected_leader()
                 if leader is None:
                     raise UnknownNode(word, self.names, "no node leads now")
                 names += [leader] if word == "leader" else [name for name in self.names if name != leader]
@@ -315,8 +317,7 @@ class AsyncLocalCluster:
         for name in names:
             self._probes[name].close()
             self._processes[name].start()
-        running = sum(process.alive and not process.paused for process in self._processes.values())
-        if wait and running > len(self._processes) // 2:
+        if wait and self._majority_runs():
             await self.wait_healthy(timeout_s=timeout_s)
         return names
 
@@ -330,6 +331,19 @@ class AsyncLocalCluster:
         return ended
 
     # ---- inside ----
+
+    def _majority_runs(self) -> bool:
+        running = sum(process.alive and not process.paused for process in self._processes.values())
+        return running > len(self._processes) // 2
+
+    async def _expected_leader(self) -> str | None:
+        """The leader, waited for while there can be one."""
+        deadline = time.monotonic() + _LEADER_S
+        while True:
+            leader = await self.leader()
+            if leader is not None or not self._majority_runs() or time.monotonic() >= deadline:
+                return leader
+            await asyncio.sleep(_POLL_S)
 
     async def _readings(
         self, timeout_s: float, names: Sequence[str] | None = None

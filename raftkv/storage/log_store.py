@@ -31,7 +31,9 @@ from raftkv.storage.keys import BadRecord, Identity, Tail
 from raftkv.storage.log_opening import LoadedLog, link
 from raftkv.storage.watermark import Watermark, sync_directory
 
-LOG_OPTIONS = EngineOptions(write_buffer_bytes=4 << 20, cache_bytes=1 << 20, open_files_max=32, compression=None, block_bytes=64 << 10)
+LOG_OPTIONS = EngineOptions(
+    write_buffer_bytes=4 << 20, cache_bytes=1 << 20, open_files_max=32, compression=None, block_bytes=64 << 10
+)
 
 _PURGE_CHUNK = 4096
 

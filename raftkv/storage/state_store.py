@@ -42,7 +42,7 @@ STATE_OPTIONS = EngineOptions(
     cache_bytes=4 << 20,
     open_files_max=80,  # of 2 MiB, mapped: this is what a node with a million keys has resident
     compression=None,  # halves what a put costs there; the state is small enough for any disk
-    block_bytes=16 << 10, # st
+    block_bytes=16 << 10,
     bloom_filter_bits=10,
 )
 

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,17 @@ class Cluster:
         return self.local.names[self.endpoints.index(endpoint)]
 
 
+def etcdctl_environment(endpoints: Sequence[str]) -> dict[str, str]:
+    """What a call may take is not what is tested: by itself etcdctl gives a connection two seconds, a call five."""
+    return {
+        "PATH": os.environ["PATH"],
+        "ETCDCTL_API": "3",
+        "ETCDCTL_ENDPOINTS": ",".join(endpoints),
+        "ETCDCTL_DIAL_TIMEOUT": "20s",
+        "ETCDCTL_COMMAND_TIMEOUT": "20s",
+    }
+
+
 @dataclass(frozen=True)
 class Etcdctl:
     """Debian's etcdctl, as its users call it."""
@@ -78,21 +89,25 @@ class Etcdctl:
     endpoints: tuple[str, ...]
 
     def run_bytes(
-        self, *arguments: str, stdin: bytes = b"", timeout_s: float = 30.0
+        self, *arguments: str, stdin: bytes = b"", timeout_s: float = 60.0
     ) -> subprocess.CompletedProcess[bytes]:
         """Run a command to its end, whatever its exit code."""
-        environment = {"PATH": os.environ["PATH"], "ETCDCTL_API": "3", "ETCDCTL_ENDPOINTS": ",".join(self.endpoints)}
         command = ["etcdctl", *arguments]
         return subprocess.run(
-            command, input=stdin, capture_output=True, timeout=timeout_s, env=environment, check=False
+            command,
+            input=stdin,
+            capture_output=True,
+            timeout=timeout_s,
+            env=etcdctl_environment(self.endpoints),
+            check=False,
         )
 
-    def run(self, *arguments: str, stdin: str = "", timeout_s: float = 30.0) -> subprocess.CompletedProcess[str]:
+    def run(self, *arguments: str, stdin: str = "", timeout_s: float = 60.0) -> subprocess.CompletedProcess[str]:
         """The same with text."""
         done = self.run_bytes(*arguments, stdin=stdin.encode(), timeout_s=timeout_s)
         return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
 
-    def __call__(self, *arguments: str, stdin: str = "", timeout_s: float = 30.0) -> str:
+    def __call__(self, *arguments: str, stdin: str = "", timeout_s: float = 60.0) -> str:
         """Run a command that must succeed; its stdout."""
         done = self.run(*arguments, stdin=stdin, timeout_s=timeout_s)
         assert done.returncode == 0, f"etcdctl {' '.join(arguments)}: {done.returncode}\n{done.stdout}{done.stderr}"
@@ -125,7 +140,7 @@ def running_cluster(kind: str, folder: Path, size: int | None = None) -> Iterato
         yield Cluster(kind, local)
 
 
-def until(condition: Callable[[], object], timeout_s: float = 15.0) -> float:
+def until(condition: Callable[[], object], timeout_s: float = 30.0) -> float:
     """Wait until it holds; the seconds it took."""
     began = time.monotonic()
     while not condition():

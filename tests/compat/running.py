@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import IO
 
-from tests.compat.clusters import Cluster
+from tests.compat.clusters import Cluster, etcdctl_environment
 
 
 class Running:
     """An etcdctl that goes on running, and the lines it has printed."""
 
     def __init__(self, endpoints: tuple[str, ...], *arguments: str) -> None:
-        environment = {"PATH": os.environ["PATH"], "ETCDCTL_API": "3", "ETCDCTL_ENDPOINTS": ",".join(endpoints)}
         self.process = subprocess.Popen(
             ["etcdctl", *arguments],
-            env=environment,
+            env=etcdctl_environment(endpoints),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -44,12 +42,21 @@ class Running:
         self.stdin.write(line + "\n")
         self.stdin.flush()
 
-    def wait(self, condition: Callable[[list[str]], object], timeout_s: float = 15.0) -> list[str]:
+    def wait(self, condition: Callable[[list[str]], object], timeout_s: float = 30.0) -> list[str]:
         deadline = time.monotonic() + timeout_s
         while not condition(self.lines):
             assert time.monotonic() < deadline, self.lines
             time.sleep(0.02)
         return self.lines
+
+    def settled(self) -> None:
+        """In interactive mode: wait until what was said before is done.
+
+        It does one thing after the other, and does not say when it watches; but what it does not understand it says.
+        """
+        word = f"nothing-{len(self.lines)}"
+        self.say(word)
+        self.wait(lambda lines: any(line.startswith(f"Invalid command {word}") for line in lines))
 
     def close(self) -> None:
         with contextlib.suppress(BrokenPipeError):

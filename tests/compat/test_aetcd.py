@@ -16,7 +16,7 @@ pytestmark = pytest.mark.integration
 @pytest.fixture
 async def client(cluster: Cluster) -> AsyncIterator[aetcd.Client]:
     host, port = cluster.endpoints[-1].split(":")
-    async with aetcd.Client(host=host, port=int(port), timeout=10) as connected:
+    async with aetcd.Client(host=host, port=int(port), timeout=30) as connected:
         yield connected
 
 
@@ -126,17 +126,17 @@ async def test_cluster_calls(client: aetcd.Client, cluster: Cluster, p: bytes) -
 
 
 async def test_lease(client: aetcd.Client, p: bytes) -> None:
-    lease = await client.lease(3)
-    assert lease.ttl == 3
+    lease = await client.lease(6)
+    assert lease.ttl == 6
     await client.put(p + b"k", b"v", lease=lease)
-    for _ in range(4):
-        await asyncio.sleep(1)
+    for _ in range(4):  # longer than its time
+        await asyncio.sleep(2)
         await lease.refresh()
     assert (await client.get(p + b"k")).lease == lease.id
-    assert await lease.granted_ttl() == 3
-    assert 0 <= await lease.remaining_ttl() <= 3
+    assert await lease.granted_ttl() == 6
+    assert 0 <= await lease.remaining_ttl() <= 6
     assert list(await lease.keys()) == [p + b"k"]
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(30):
         while await client.get(p + b"k") is not None:  # noqa: ASYNC110 - it runs out at the server
             await asyncio.sleep(0.1)
     assert await lease.remaining_ttl() == -1
@@ -177,9 +177,10 @@ async def test_watch(client: aetcd.Client, p: bytes) -> None:
     deletes = await client.watch(p + b"a", start_revision=first, kind=aetcd.EventKind.DELETE)
     assert (await anext(aiter(deletes))).kind == aetcd.EventKind.DELETE
     await deletes.cancel()
-    once = asyncio.create_task(client.watch_once(p + b"c", timeout=15))
-    await asyncio.sleep(0.5)
-    await client.put(p + b"c", b"told")
+    once = asyncio.create_task(client.watch_once(p + b"c", timeout=60))
+    while not once.done():  # it does not say when it watches
+        await client.put(p + b"c", b"told")
+        await asyncio.wait([once], timeout=0.2)
     assert (await once).kv.value == b"told"
     await client.compact((await client.put(p + b"a", b"3")).header.revision)
     late = await client.watch(p + b"a", start_revision=first)
@@ -203,7 +204,7 @@ async def test_the_leaders_death(mortal: Cluster, p: bytes) -> None:
                 else:
                     return
 
-    async with aetcd.Client(host=host, port=int(port), timeout=10) as client:
+    async with aetcd.Client(host=host, port=int(port), timeout=30) as client:
         watch = await client.watch_prefix(p + b"n/")
 
         async def look() -> None:

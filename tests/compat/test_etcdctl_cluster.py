@@ -11,14 +11,22 @@ from typing import Any
 
 import pytest
 
-from tests.compat.clusters import Cluster, Etcdctl
+from tests.compat.clusters import Cluster, Etcdctl, until
 
 pytestmark = [pytest.mark.system, pytest.mark.integration]
 
 
 def statuses(etcdctl: Etcdctl) -> dict[str, dict[str, Any]]:
-    """Each endpoint's Status."""
-    return {line["Endpoint"]: line["Status"] for line in etcdctl.json("endpoint", "status")}
+    """Each endpoint's Status, once all follow one leader: a machine that stood still has cost them theirs."""
+    seen: dict[str, dict[str, Any]] = {}
+
+    def agree() -> bool:
+        seen.update({line["Endpoint"]: line["Status"] for line in etcdctl.json("endpoint", "status")})
+        led = {(status.get("leader", 0), status["raftTerm"]) for status in seen.values()}
+        return len(led) == 1 and 0 not in led.pop()
+
+    until(agree)
+    return seen
 
 
 def leader_endpoint(etcdctl: Etcdctl) -> str:
@@ -44,6 +52,7 @@ def test_status_of_each_endpoint(etcdctl: Etcdctl, prefix: str) -> None:
 
 @pytest.mark.parametrize("form", ["simple", "table", "fields"])
 def test_status_in_other_forms(etcdctl: Etcdctl, form: str) -> None:
+    statuses(etcdctl)
     out = etcdctl("endpoint", "status", "-w", form)
     assert all(endpoint in out for endpoint in etcdctl.endpoints)
     if form == "table":

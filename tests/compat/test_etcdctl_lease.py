@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
 import time
 
 import pytest
@@ -58,30 +57,26 @@ def test_times_out_of_bounds(etcdctl: Etcdctl) -> None:
 
 
 def test_a_lease_that_is_kept_alive_lives(etcdctl: Etcdctl, prefix: str) -> None:
-    lease = grant(etcdctl, 2)
+    lease = grant(etcdctl, 6)
     etcdctl("put", f"{prefix}k", "v", f"--lease={lease}")
-    for _ in range(5):
-        time.sleep(1)
-        assert etcdctl("lease", "keep-alive", "--once", lease) == f"lease {lease} keepalived with TTL(2)\n"
+    for _ in range(4):
+        time.sleep(2)
+        renewed = time.monotonic()
+        assert etcdctl("lease", "keep-alive", "--once", lease) == f"lease {lease} keepalived with TTL(6)\n"
     assert etcdctl("get", f"{prefix}k", "--print-value-only") == "v\n"
-    assert 1.5 < until(lambda: etcdctl("get", f"{prefix}k") == "", 10) < 6
+    until(lambda: etcdctl("get", f"{prefix}k") == "")
+    assert 6 <= time.monotonic() - renewed < 12, "not before its time, and not after twice its time"
 
 
 def test_keep_alive_goes_on_by_itself(cluster: Cluster, etcdctl: Etcdctl, prefix: str) -> None:
-    lease = grant(etcdctl, 3)
+    lease = grant(etcdctl, 6)
     etcdctl("put", f"{prefix}k", "v", f"--lease={lease}")
-    command = ["etcdctl", f"--endpoints={','.join(cluster.endpoints)}", "lease", "keep-alive", lease]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as keeper:
-        try:
-            time.sleep(7)
-            assert etcdctl("get", f"{prefix}k", "--print-value-only") == "v\n"
-        finally:
-            keeper.kill()
-        assert keeper.stdout is not None
-        lines = keeper.stdout.read().splitlines()
-    assert len(lines) >= 4
-    assert set(lines) == {f"lease {lease} keepalived with TTL(3)"}
-    until(lambda: etcdctl("get", f"{prefix}k") == "", 10)
+    with running(cluster, "lease", "keep-alive", lease) as keeper:
+        keeper.wait(lambda lines: len(lines) >= 5)  # one every third of its time: longer than its time
+        assert etcdctl("get", f"{prefix}k", "--print-value-only") == "v\n"
+        keeper.process.kill()
+    assert set(keeper.lines) == {f"lease {lease} keepalived with TTL(6)"}
+    until(lambda: etcdctl("get", f"{prefix}k") == "")
     assert etcdctl("lease", "timetolive", lease) == f"lease {lease} already expired\n"
 
 
@@ -122,11 +117,11 @@ def test_a_transaction_under_an_unknown_lease_does_nothing(etcdctl: Etcdctl, pre
 
 
 def test_a_transaction_sees_the_keys_of_a_dead_lease_gone(etcdctl: Etcdctl, prefix: str) -> None:
-    lease = grant(etcdctl, 2)
+    lease = grant(etcdctl, 6)
     etcdctl("put", f"{prefix}k", "v", f"--lease={lease}")
     story = f'ver("{prefix}k") = "0"\n\nput {prefix}taken by-me\n\nget {prefix}k\n\n'
     assert etcdctl("txn", stdin=story).startswith("FAILURE")
-    until(lambda: etcdctl("txn", stdin=story).startswith("SUCCESS"), 15)
+    until(lambda: etcdctl("txn", stdin=story).startswith("SUCCESS"))
     assert etcdctl("get", f"{prefix}taken", "--print-value-only") == "by-me\n"
 
 
@@ -152,11 +147,11 @@ def test_leases_are_the_same_seen_from_every_member(etcdctl: Etcdctl, prefix: st
 
 
 def test_a_keeper_learns_that_its_lease_is_gone(etcdctl: Etcdctl, cluster: Cluster) -> None:
-    lease = grant(etcdctl, 3)
+    lease = grant(etcdctl, 6)
     with running(cluster, "lease", "keep-alive", lease) as keeper:
         keeper.wait(lambda lines: lines)
         etcdctl("lease", "revoke", lease)
         keeper.wait(lambda lines: lines[-1] == f"lease {lease} expired or revoked.")
-        assert keeper.process.wait(timeout=5) == 0
+        assert keeper.process.wait(timeout=30) == 0
     gone = etcdctl.json("lease", "timetolive", lease)
     assert (gone["id"], gone["ttl"], gone["granted-ttl"]) == (int(lease, 16), -1, 0)

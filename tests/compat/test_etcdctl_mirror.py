@@ -68,9 +68,9 @@ def test_more_keys_than_one_page(cluster: Cluster, etcdctl: Etcdctl, target: Etc
     """The first pass reads a thousand keys at a time, all at the revision of the first page."""
     put_many(etcdctl, prefix, range(2500))
     with running(cluster, "make-mirror", f"--prefix={prefix}", *target.endpoints):
-        until(lambda: len(contents(target, prefix)) == 2500, 30)
+        until(lambda: len(contents(target, prefix)) == 2500, 60)
         etcdctl("del", f"{prefix}00100", f"{prefix}00200")
-        until(lambda: len(contents(target, prefix)) == 2400, 30)
+        until(lambda: len(contents(target, prefix)) == 2400, 60)
     assert "00099" in contents(target, prefix)
 
 

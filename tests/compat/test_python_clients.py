@@ -38,7 +38,7 @@ def start(client: str, story: str, prefix: str, endpoints: list[str]) -> subproc
 def finish(telling: subprocess.Popen[str], said: str = "") -> None:
     """End its input, and wait for the end of the story."""
     try:
-        out = said + telling.communicate(timeout=60)[0]
+        out = said + telling.communicate(timeout=100)[0]
     finally:
         telling.kill()
         telling.wait()

@@ -15,6 +15,7 @@ from tests.integration.blackhole import Blackhole
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(240)]
 
 HOLE_S = 40.0
+SHORT_TTL_S = 20.0  # lost within the hole, with time to be seen at risk before
 LONG_TTL_S = 72.0  # at risk within the hole, and not lost by the end of it
 RECOVERY_S = 10.0  # generous: what is promised is a second, and measured by the benchmarks
 
@@ -127,7 +128,7 @@ async def one_node_is_gone(hole: Blackhole, near: Near, far: Far) -> None:
 
 async def all_nodes_are_gone(holes: list[Blackhole], near: Near, far: Far) -> None:
     ended = asyncio.Event()
-    short, long = far.client.lock("short", ttl=6), far.client.lock("long", ttl=LONG_TTL_S)
+    short, long = far.client.lock("short", ttl=SHORT_TTL_S), far.client.lock("long", ttl=LONG_TTL_S)
     holding = [asyncio.create_task(far.hold(short, "short", ended)), asyncio.create_task(far.hold(long, "long", ended))]
     await until(lambda: len(far.states) == 2, 30)
     guard, fence = short.guard(), short.fence

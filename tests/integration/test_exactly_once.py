@@ -157,6 +157,7 @@ async def _run(work: Awaitable[None]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 async def test_large_writes_are_done_exactly_once_while_nodes_die() -> None:
     """Almost as large as a node takes, so that a kill finds most of them half sent or half replicated."""
     value = bytes(1_400_000)
@@ -182,6 +183,8 @@ async def test_large_writes_are_done_exactly_once_while_nodes_die() -> None:
                 name = await cluster.wait_leader(timeout_s=30) if target == "leader" else target
                 await cluster.kill(name)
                 await cluster.restart(name, timeout_s=60)
+            while min(done[f"large/{number}"] for number in range(3)) <= 5:  # noqa: ASYNC110 - a count, again
+                await asyncio.sleep(0.02)
             ended = True
         with pytest.raises(RequestTooLarge):
             await client.put("large/0", bytes(1_600_000))
@@ -193,7 +196,6 @@ async def test_large_writes_are_done_exactly_once_while_nodes_die() -> None:
         versions = {key: item.version for key in done if (item := await client.get(key)) is not None}
     assert versions == done
     assert len(set(revisions)) == len(revisions) == done.total()
-    assert min(done[f"large/{number}"] for number in range(3)) > 5
 
 
 @pytest.mark.slow
@@ -292,6 +294,7 @@ def installed_a_snapshot(cluster: AsyncLocalCluster, name: str) -> bool:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 async def test_sessions_survive_snapshots_and_restarts_of_all_nodes() -> None:
     arguments = ("--snapshot-entries", "20", "--snapshot-catchup-entries", "5")
     async with AsyncLocalCluster(5, arguments=arguments) as cluster:
@@ -356,6 +359,7 @@ async def test_row_74_what_an_ended_session_sends_is_never_executed() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 async def test_a_session_that_is_not_used_runs_out_whoever_leads() -> None:
     """X4: its end is an entry of the log; the SDK's next write begins a new session and is done."""
     async with AsyncLocalCluster(3) as cluster, AsyncClient(cluster.endpoints, timeout=20) as client:
@@ -368,9 +372,15 @@ async def test_a_session_that_is_not_used_runs_out_whoever_leads() -> None:
         await cluster.kill(leader)
         await cluster.wait_leader(other_than=leader)
         await cluster.restart(leader)
-        for seq in range(1, 12):  # 10 s and the 30 s of grace, from when the new leader has begun
+        term = seq = turns = 0
+        while turns < 12:  # 10 s and the 30 s of grace, from when the last leader has begun
             await asyncio.sleep(4)
-            assert revision_of(await talk.put("used", used, seq))
+            seq += 1
+            response = await talk.put("used", used, seq)
+            assert revision_of(response)
+            now = kv_pb2.PutResponse.FromString(response.payload).header.raft_term
+            turns = turns + 1 if now == term else 1
+            term = now
         assert (await talk.put("x", session, 1)).error.reason == "SESSION_EXPIRED", "not even what was done before"
         assert (await talk.put("x", session, 2)).error.reason == "SESSION_EXPIRED"
         item = await client.get("x")
@@ -401,7 +411,10 @@ async def test_a_client_that_was_closed_says_that_it_does_not_know() -> None:
         await client.put("a", "1")
         await cluster.pause("all")
         writing = asyncio.create_task(client.put("a", "2"))
-        await asyncio.sleep(0.2)
+        pipeline = client._context.pool.parts["pipeline"]
+        async with asyncio.timeout(30):
+            while not pipeline._under_way:  # noqa: ASYNC110 - it tells nobody
+                await asyncio.sleep(0.01)
         await client.close()
         with pytest.raises(RaftkvError, match="not known"):
             await writing

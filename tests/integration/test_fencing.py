@@ -26,6 +26,7 @@ pytestmark = pytest.mark.integration
 
 WORKER = Path(__file__).with_name("fencing_worker.py")
 TTL_S = 2.0  # the least that nodes grant
+LASTING_TTL_S = 6.0  # where it must not be lost but by the stop
 
 
 class Worker:
@@ -135,11 +136,11 @@ async def stop_one_between_looking_and_writing(cluster: AsyncLocalCluster, mode:
     """The old holder looks and is stopped; a new one writes; the old one goes on. Returns it and what was wrong."""
     async with (
         AsyncClient(cluster.endpoints, timeout=30) as client,
-        Worker.running(cluster, mode, str(TTL_S), "once") as old,
+        Worker.running(cluster, mode, str(LASTING_TTL_S), "once") as old,
     ):
         await old.tells("checked")
         old.stop()
-        async with Worker.running(cluster, mode, str(TTL_S), "once") as new:
+        async with Worker.running(cluster, mode, str(LASTING_TTL_S), "once") as new:
             new.say(b"write\n")
             assert await new.tells("written", "refused") == "written"
             await new.finish()
@@ -168,7 +169,7 @@ async def test_without_guards_the_same_program_does_corrupt() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 async def test_holders_stopped_at_random_while_leaders_die() -> None:
     rng = random.Random(7)
     async with AsyncLocalCluster(5) as cluster, AsyncClient(cluster.endpoints, timeout=30) as client:
@@ -192,13 +193,14 @@ async def test_holders_stopped_at_random_while_leaders_die() -> None:
                 else:
                     await asyncio.sleep(rng.uniform(2.5, 4.0))
                 worker.go_on()
+            while sum(each["event"] == "written" for one in workers for each in one.told) <= 30:  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
             await asyncio.sleep(1)
             for worker in workers:
                 await worker.finish()
         told = [each for worker in workers for each in worker.told]
         assert violations(await all_changes(client), told) == []
         assert sum(each["event"] == "lost" for each in told) >= 1, "nobody was stopped while holding the lock"
-        assert sum(each["event"] == "written" for each in told) > 30
 
 
 def test_the_checker_finds_what_it_is_for() -> None:

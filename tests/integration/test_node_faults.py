@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -19,6 +20,7 @@ import pytest
 import raftkv
 from raftkv._pb import kv_pb2, raft_pb2
 from raftkv.local import LocalCluster
+from raftkv.local.ports import lease_free
 
 pytestmark = pytest.mark.integration
 
@@ -26,13 +28,23 @@ Factory = Callable[..., LocalCluster]
 NODE = (sys.executable, "-m", "raftkv", "node")
 
 
-def events(cluster: LocalCluster, name: str) -> list[str]:
+def facts(cluster: LocalCluster, name: str) -> list[dict[str, Any]]:
     lines = cluster.log(name).read_text().splitlines()
-    return [json.loads(line)["event"] for line in lines if line.startswith("{")]
+    return [json.loads(line) for line in lines if line.startswith("{")]
+
+
+def events(cluster: LocalCluster, name: str) -> list[str]:
+    return [each["event"] for each in facts(cluster, name)]
 
 
 def pid_of(cluster: LocalCluster, name: str) -> int:
     return next(row.pid for row in cluster.status() if row.name == name)  # type: ignore[return-value]
+
+
+def term_of(cluster: LocalCluster, name: str) -> int:
+    term = next(row.term for row in cluster.status(timeout_s=20) if row.name == name)
+    assert term is not None
+    return term
 
 
 def peer_address(cluster: LocalCluster, name: str) -> str:
@@ -53,7 +65,8 @@ def test_a_follower_whose_entries_are_gone_gets_a_snapshot(raftkv_cluster_factor
     cluster = raftkv_cluster_factory(nodes=3, arguments=("--snapshot-entries", "20", "--snapshot-catchup-entries", "5"))
     with raftkv.Client(cluster.endpoints, timeout=20) as client:
         client.put("before", "1")
-        late = next(name for name in cluster.names if name != cluster.leader())
+        leader = cluster.wait_leader()
+        late = next(name for name in cluster.names if name != leader)
         cluster.kill(late)
         for number in range(120):
             client.put(f"k{number % 50}", f"value {number}" * 50)
@@ -85,7 +98,8 @@ def test_a_follower_whose_entries_are_gone_gets_a_snapshot(raftkv_cluster_factor
 def test_a_failed_write_ends_the_node_with_its_own_code_and_loses_nothing(raftkv_cluster_factory: Factory) -> None:
     """Rule Z1, by a real failing write: the process may not make its files longer."""
     cluster = raftkv_cluster_factory(nodes=3)
-    victim = next(name for name in cluster.names if name != cluster.leader())
+    leader = cluster.wait_leader()
+    victim = next(name for name in cluster.names if name != leader)
     # Not through the victim: a caller whose node dies cannot know what became of its write.
     with raftkv.Client([cluster.endpoint(name) for name in cluster.names if name != victim], timeout=20) as client:
         client.put("k", "1")
@@ -125,7 +139,8 @@ def test_bytes_that_are_no_http2_harm_neither_port(raftkv_cluster: LocalCluster)
 
 def test_a_peer_of_another_cluster_and_a_crafted_one_change_nothing(raftkv_cluster: LocalCluster) -> None:
     name = raftkv_cluster.names[0]
-    before = next(row for row in raftkv_cluster.status() if row.name == name)
+    before = term_of(raftkv_cluster, name)
+    pid = pid_of(raftkv_cluster, name)
     with raftkv.Client(raftkv_cluster.endpoints, timeout=10) as client:
         ids = {each.name: each.id for each in client.cluster.members()}
     me, other = ids.pop(name), next(iter(ids.values()))
@@ -166,8 +181,9 @@ def test_a_peer_of_another_cluster_and_a_crafted_one_change_nothing(raftkv_clust
             with pytest.raises(grpc.RpcError) as caught:
                 stream(iter([batch]), metadata=metadata, timeout=10)
             assert caught.value.code() is code
-    after = next(row for row in raftkv_cluster.status() if row.name == name)
-    assert (after.pid, after.term) == (before.pid, before.term)
+    # An election meanwhile, on a machine that stood still, is no harm; the term of the crafted message would be.
+    assert before <= term_of(raftkv_cluster, name) < before + 100
+    assert pid_of(raftkv_cluster, name) == pid
 
 
 def test_an_oversize_request_is_refused_and_the_node_goes_on(raftkv_cluster: LocalCluster) -> None:
@@ -186,15 +202,16 @@ def test_an_oversize_request_is_refused_and_the_node_goes_on(raftkv_cluster: Loc
 
 
 def start_node(name: str, directory: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    with socket.socket() as one, socket.socket() as two:
-        one.bind(("127.0.0.1", 0))
-        two.bind(("127.0.0.1", 0))
-        client, peer = (each.getsockname()[1] for each in (one, two))
-    return subprocess.run(
-        (*NODE, "--name", name, "--data-dir", str(directory), "--listen-client", f"127.0.0.1:{client}",
-         "--listen-peer", f"127.0.0.1:{peer}", *more),
-        capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
+    lease = lease_free(2)
+    client, peer = lease.ports
+    try:
+        return subprocess.run(
+            (*NODE, "--name", name, "--data-dir", str(directory), "--listen-client", f"127.0.0.1:{client}",
+             "--listen-peer", f"127.0.0.1:{peer}", *more),
+            capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+    finally:
+        lease.release()
 
 
 def test_a_second_process_on_a_data_directory_is_refused(raftkv_cluster: LocalCluster) -> None:
@@ -229,7 +246,7 @@ def test_a_foreign_and_a_damaged_data_directory_are_refused(
     content[len(content) // 2] ^= 0x10
     log.write_bytes(content)
     with pytest.raises(raftkv.local.LocalClusterError):
-        cluster.restart(name, timeout_s=10)
+        cluster.restart(name, timeout_s=60)
     lines = cluster.log(name).read_text()
     assert "Traceback" not in lines
     assert str(data / "log") in lines
@@ -244,26 +261,28 @@ def test_a_frozen_leader_is_replaced_and_follows_when_it_wakes(raftkv_fresh_clus
         (frozen,) = cluster.pause("leader")
         client.get("k")
         client.put("k", "while it was frozen")
+        assert cluster.wait_leader() != frozen
         cluster.resume(frozen)
         with raftkv.Client([cluster.endpoint(frozen)], timeout=20) as old:
             assert old.get("k").text == "while it was frozen"  # type: ignore[union-attr]
         cluster.wait_healthy()
-        assert cluster.leader() != frozen
 
 
 def test_a_node_that_is_told_to_stop_hands_leadership_over_first(raftkv_fresh_cluster: LocalCluster) -> None:
     cluster = raftkv_fresh_cluster
     with raftkv.Client(cluster.endpoints, timeout=20) as client:
         client.put("k", "1")
-        leader = cluster.leader()
-        assert leader is not None
+        leader = cluster.wait_leader()
+        before = {name: len(facts(cluster, name)) for name in cluster.names}
         os.kill(pid_of(cluster, leader), signal.SIGTERM)
         client.put("k", "2")
         until(lambda: not cluster.process(leader).alive, "the node has stopped")
         assert cluster.process(leader).exit_code == 0
         assert {"node_stopping", "transfer_started", "node_stopped"} <= set(events(cluster, leader))
-        assert "campaign" in {event for name in cluster.names if name != leader for event in events(cluster, name)}
-        assert "leader_suspected" not in {e for name in cluster.names if name != leader for e in events(cluster, name)}
+        # The next one stood because it was told to, not because it missed the leader.
+        since = [each for name in cluster.names if name != leader for each in facts(cluster, name)[before[name] :]]
+        campaigns = [each["detail"] for each in since if each["event"] == "campaign"]
+        assert "transfer" in campaigns, campaigns
 
 
 def test_a_minority_refuses_what_it_cannot_know_and_drops_the_late(
@@ -278,12 +297,15 @@ def test_a_minority_refuses_what_it_cannot_know_and_drops_the_late(
         assert alone.get("k") is not None  # it has applied the put
     for name in names[1:]:
         cluster.kill(name)
+    # If it led, it took what comes until it has missed the others; and what it took then, they might accept later.
+    until(lambda: "no leader" in {row.role for row in cluster.status()}, "the survivor has missed the others")
     with raftkv.Client([cluster.endpoint(survivor)], timeout=1.5) as alone:
         with pytest.raises(raftkv.Unavailable):
             alone.get("k")
         with pytest.raises((raftkv.Unavailable, raftkv.OutcomeUnknown)):
             alone.put("k", "too late")
-        assert alone.with_options(consistency="serializable").get("k").text == "before"  # type: ignore[union-attr]
+        stale = alone.with_options(consistency="serializable", timeout=20)
+        assert stale.get("k").text == "before"  # type: ignore[union-attr]
     for name in names[1:]:
         cluster.restart(name, wait=False)
     cluster.wait_healthy()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import re
 import subprocess
 import sys
@@ -11,9 +12,11 @@ from pathlib import Path
 import pytest
 
 from raftkv.local import LocalCluster
-from raftkv.local.ports import is_free
+from raftkv.local.errors import PortInUse
+from raftkv.local.ports import lease_fixed
 
-pytestmark = pytest.mark.integration
+# A session of a dozen commands, on a busy machine of seconds each.
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 
 README = (Path(__file__).resolve().parents[2] / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
@@ -34,7 +37,7 @@ def run(command: list[str], folder: Path, **variables: str) -> str:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=90,
+        timeout=280,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
@@ -62,11 +65,22 @@ def test_pytest_example(number: int, tmp_path: Path) -> None:
     assert "1 passed" in run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"], tmp_path)
 
 
+def free_ports(count: int) -> int:
+    """The first of so many in a row. Anywhere: others who look for them at this moment do not find the same."""
+    while True:
+        first = random.randrange(20000, 30000 - count)
+        try:
+            lease_fixed([(first + number, "") for number in range(count)]).release()
+        except PortInUse:
+            continue
+        return first
+
+
 def test_commands(tmp_path: Path) -> None:
     """The session with `raftkv cluster up`, on free ports and in a folder of the test's own."""
     block = next(text for text in CONSOLE if "raftkv cluster up" in text)
     commands = [line.removeprefix("$ ").split("#")[0].strip() for line in block.splitlines()]
-    base = next(first for first in range(20000, 30000, 10) if all(is_free(first + i) for i in range(10)))
+    base = free_ports(10)
     adapted = []
     for command in commands:
         command = re.sub(r"^raftkv cluster (\w+)", rf"raftkv cluster \1 --dir {tmp_path}/cluster", command)

@@ -19,11 +19,11 @@ from raftkv.recipes import (
     Registry,
     Semaphore,
 )
-from tests.integration.test_coordination_etcd import Etcd
+from tests.integration.test_coordination_etcd import Etcd, until
 
 pytestmark = [pytest.mark.system, pytest.mark.integration]
 
-TTL_S = 5.0
+TTL_S = 9.0  # nobody waits for its end: it only must outlast an election and a machine that stands still
 
 
 @pytest.fixture(scope="module")
@@ -94,9 +94,9 @@ async def test_permits_and_writers_exclude_while_members_die(
             group.create_task(write(client if number % 2 else other))
         for number in range(3):
             await kill_one(etcd, number)
+        await until(lambda: most == 2 and turns > 10)
         stop.set()
     assert most == 2
-    assert turns > 10
 
 
 async def test_jobs_are_done_once_while_a_member_dies(etcd: Etcd, client: AsyncClient, other: AsyncClient) -> None:

@@ -24,8 +24,8 @@ def test_a_cluster_outlives_its_leader_and_a_full_restart(raftkv_fresh_cluster: 
         found = client.range("k", prefix=True)
         assert {item.key.decode(): item.text for item in found} == {f"k{i}": str(i) for i in range(50)}
         client.put("after", "the kill")
-        cluster.restart(dead)
         assert cluster.wait_leader(other_than=dead)
+        cluster.restart(dead)
 
         for name in cluster.names:
             cluster.kill(name)

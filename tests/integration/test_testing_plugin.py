@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 
 PROJECT = """
 import pytest
@@ -62,7 +62,7 @@ def test_fixtures_work_in_a_project_of_its_own_and_leave_nothing(tmp_path: Path)
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=280,
         check=False,
         env={name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")},
     )

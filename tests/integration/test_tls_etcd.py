@@ -20,7 +20,7 @@ from raftkv.local.ports import lease_free
 
 pytestmark = [pytest.mark.system, pytest.mark.integration]
 
-START_S = 30.0
+START_S = 60.0
 
 
 class Authority:
@@ -95,7 +95,7 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
 
 
 async def test_everything_goes_over_tls(secured: Secured) -> None:
-    async with AsyncClient(secured.endpoint, tls=secured.tls, timeout=10) as client:
+    async with AsyncClient(secured.endpoint, tls=secured.tls, timeout=30) as client:
         await client.put("k", "v")
         item = await client.get("k")
         assert item is not None
@@ -103,7 +103,7 @@ async def test_everything_goes_over_tls(secured: Secured) -> None:
         async with client.watch("w") as watch, client.lock("l") as lock:
             await client.put("w", "1", guards=[lock.guard()])
             assert (await anext(watch)).value == b"1"
-        async with client.lease(5) as lease:
+        async with client.lease(30) as lease:
             assert lease.id in await client.leases()
         async with client.election("e").campaign("me"):
             leader = await client.election("e").leader()
@@ -115,13 +115,14 @@ async def test_everything_goes_over_tls(secured: Secured) -> None:
             *("etcdctl", f"--endpoints=https://{secured.endpoint}", f"--cacert={secured.authority.ca}"),
             *(f"--cert={secured.cert}", f"--key={secured.key}", "get", "k", "--print-value-only"),
         ],
-        env={**os.environ, "ETCDCTL_API": "3"},
+        env={**os.environ, "ETCDCTL_API": "3", "ETCDCTL_DIAL_TIMEOUT": "30s", "ETCDCTL_COMMAND_TIMEOUT": "30s"},
         capture_output=True,
         check=True,
     )
     assert done.stdout == b"v\n"
 
 
+@pytest.mark.timeout(300)  # some thirty processes
 def test_commands_over_tls(secured: Secured, tmp_path: Path) -> None:
     names = {"CACERT": str(secured.authority.ca), "CERT": str(secured.cert), "KEY": str(secured.key)}
     flags = [f"--{name.lower()}={path}" for name, path in names.items()]
@@ -130,9 +131,9 @@ def test_commands_over_tls(secured: Secured, tmp_path: Path) -> None:
     def raftkv(*arguments: str, **variables: str) -> tuple[int, str, str]:
         mine = {name: value for name, value in os.environ.items() if not name.startswith(("RAFTKV_", "ETCDCTL_"))}
         done = subprocess.run(
-            [sys.executable, "-m", "raftkv", "--timeout", "10s", *arguments],
+            [sys.executable, "-m", "raftkv", "--timeout", "30s", *arguments],
             env={**mine, **variables}, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
-            timeout=60,
+            timeout=100,
         )  # fmt: skip
         return done.returncode, done.stdout, done.stderr
 
@@ -157,7 +158,7 @@ def test_commands_over_tls(secured: Secured, tmp_path: Path) -> None:
     assert (code, out) == (1, "PUT\ncli\n1\n1\n"), error
     # What does not fit is said.
     for words in ("get cli", "status", "snapshot save nothing"):
-        code, out, error = raftkv(*words.split(), endpoint, "--timeout", "2s")
+        code, out, error = raftkv(*words.split(), endpoint, "--timeout", "4s")
         assert (code, out) == (1, ""), words
         assert "CERTIFICATE_VERIFY_FAILED" in error, words
     assert not Path("nothing.part").exists()
@@ -169,14 +170,14 @@ async def test_the_bytes_of_the_files_do_as_well(secured: Secured) -> None:
         server_name="etcd.test",
     )  # fmt: skip
     assert "PRIVATE" not in repr(tls)
-    async with AsyncClient(secured.endpoint, tls=tls, timeout=10) as client:
+    async with AsyncClient(secured.endpoint, tls=tls, timeout=30) as client:
         assert await client.get("ready") is not None
 
 
 async def refusal(secured: Secured, tls: TLS | None) -> str:
     """What a client that does not get through says, within its time."""
     began = time.monotonic()
-    async with AsyncClient(secured.endpoint, tls=tls, timeout=3) as client:
+    async with AsyncClient(secured.endpoint, tls=tls, timeout=4) as client:
         with pytest.raises(Unavailable) as caught:
             await client.put("k", "v")
     assert time.monotonic() - began < 20

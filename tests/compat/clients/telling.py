@@ -70,7 +70,7 @@ async def persist_async(attempt: Callable[[], Coroutine[Any, Any, object]], give
             return
 
 
-def wait_until(condition: Callable[[], object], timeout_s: float = 15.0) -> None:
+def wait_until(condition: Callable[[], object], timeout_s: float = 30.0) -> None:
     """Wait until it holds."""
     deadline = time.monotonic() + timeout_s
     while not condition():

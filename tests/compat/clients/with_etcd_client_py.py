@@ -96,29 +96,31 @@ async def lock(prefix: str, endpoints: list[str]) -> None:
     name = f"{prefix}foolock".encode()
     etcd = client_of(endpoints)
     order: list[str] = []
+    inside = asyncio.Event()
 
     async def first() -> None:
-        async with etcd.with_lock(EtcdLockOption(lock_name=name)) as communicator:
+        async with etcd.with_lock(EtcdLockOption(lock_name=name)) as communicator, asyncio.timeout(30):
             order.append("first in")
-            await asyncio.sleep(0.5)
-            assert len(await communicator.keys_prefix(name)) == 2
+            inside.set()
+            while len(await communicator.keys_prefix(name)) < 2:  # noqa: ASYNC110 - a server is asked
+                await asyncio.sleep(0.05)
             order.append("first out")
 
     async def second() -> None:
-        await asyncio.sleep(0.2)
-        async with etcd.with_lock(EtcdLockOption(lock_name=name, timeout=20.0)):
+        await inside.wait()
+        async with etcd.with_lock(EtcdLockOption(lock_name=name, timeout=60.0)):
             order.append("second in")
 
     await asyncio.gather(first(), second())
     assert order == ["first in", "first out", "second in"]
 
-    async with etcd.with_lock(EtcdLockOption(lock_name=name, ttl=2)):  # "released after the given seconds"
-        began = time.monotonic()
+    began = time.monotonic()
+    async with etcd.with_lock(EtcdLockOption(lock_name=name, ttl=6)):  # "released after the given seconds"
         with pytest.raises(ClientError, match="deadline has elapsed"):
             async with etcd.with_lock(EtcdLockOption(lock_name=name, timeout=0.5)):
                 raise AssertionError("entered")
-        async with etcd.with_lock(EtcdLockOption(lock_name=name, timeout=20.0)):
-            assert 1.5 < time.monotonic() - began < 15
+        async with etcd.with_lock(EtcdLockOption(lock_name=name, timeout=60.0)):
+            assert time.monotonic() - began > 5.5
     async with etcd.connect() as communicator:
         await communicator.lock(name)
         await communicator.unlock((await communicator.keys_prefix(name))[0])
@@ -143,7 +145,7 @@ async def watch(prefix: str, endpoints: list[str]) -> None:
         await communicator.put(p + b"b", b"2")
         await communicator.delete(p + b"a")
         await communicator.put(p + b"c/d", b"3")
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(30):
             await watching
         assert seen == [(True, b"a", b"1"), (True, b"b", b"2"), (False, b"a", b""), (True, b"c/d", b"3")]
 

@@ -8,18 +8,24 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import click
+import grpc
 import pytest
 from click.testing import CliRunner
 
-from raftkv._pb import common_pb2
-from raftkv.cli import cli
+from raftkv._pb import common_pb2, lease_pb2
+from raftkv.cli import cli, reacting, renewal
 from raftkv.cli.child import Child
 from raftkv.cli.following import show
 from raftkv.cli.guards import Guard, GuardType
 from raftkv.cli.options import Duration, LeaseId, Settings, TimeToLive
+from raftkv.cli.signals import Interrupted, Signals
 from raftkv.cli.txn import operation
 from raftkv.cli.watch import watch
 
@@ -167,6 +173,39 @@ def test_events_as_etcdctl_shows_them(capfdbinary: pytest.CaptureFixture[bytes])
     assert table[4].split() == ["|", "EXPIRE", "|", "k", "|", "|", "7", "|", "|"]
 
 
+# --- renewals ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_node_that_is_slow_is_heard_out_some_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No try as long as the first would ever do."""
+    monkeypatch.setattr(renewal, "TRY_MIN_S", 0.2)
+    tries = 0
+
+    def answer(requests: Iterator[lease_pb2.LeaseKeepAliveRequest], context: Any) -> Iterator[Any]:
+        nonlocal tries
+        tries += 1
+        for request in requests:
+            time.sleep(0.5)
+            yield lease_pb2.LeaseKeepAliveResponse(ID=request.ID, TTL=60)
+
+    handler = grpc.stream_stream_rpc_method_handler(
+        answer, lease_pb2.LeaseKeepAliveRequest.FromString, lease_pb2.LeaseKeepAliveResponse.SerializeToString
+    )
+    server = grpc.server(ThreadPoolExecutor(8))
+    service, _, method = renewal.LEASE_KEEP_ALIVE.path.strip("/").partition("/")
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {method: handler}),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        endpoint = f"127.0.0.1:{port}"
+        settings = Settings(endpoints=(endpoint,), output="simple", timeout_s=1, hex=False)
+        response = renewal._renew(settings, [endpoint], 7, 0.2, time.monotonic() + 60)
+    finally:
+        server.stop(0).wait()
+    assert (response.ID, response.TTL) == (7, 60)
+    assert tries > 1
+
+
 # --- the command under a lock -----------------------------------------------------------------------------------------
 
 
@@ -203,6 +242,31 @@ async def test_a_child_that_listens_ends_by_itself_with_its_own_code(tmp_path: P
     assert await child.wait() == 3
     child.send(signal.SIGTERM)  # to nobody
     child.kill()
+
+
+async def test_a_signal_is_the_commands_although_we_have_not_been_told_that_it_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a busy machine it is at work long before."""
+    signals = Signals()
+    start = Child.start
+
+    async def start_slowly(*arguments: Any, **options: Any) -> Child:
+        child = await start(*arguments, **options)
+        await appears(tmp_path / "on")
+        signals._take(signal.SIGTERM)
+        await asyncio.sleep(0)
+        return child
+
+    monkeypatch.setattr(Child, "start", start_slowly)
+    script = f'trap "echo asked > {tmp_path}/said; exit 3" TERM; touch {tmp_path}/on; while :; do sleep 0.05; done'
+    event = common_pb2.Event(kv={"key": b"k", "mod_revision": 2})
+    with pytest.raises(Interrupted) as caught:
+        async with asyncio.timeout(30):
+            await reacting._run_for(event, ["sh", "-c", script], {}, signals)
+    assert caught.value.code == 128 + signal.SIGTERM
+    assert (tmp_path / "said").read_text() == "asked\n"
+    assert not signals.came.done()
 
 
 def test_help_of_these_imports_nothing_heavy() -> None:

@@ -249,7 +249,7 @@ class Proxy:
         self._flowing.set()
         self._writers: set[asyncio.StreamWriter] = set()
         self._server: asyncio.Server | None = None
-        self._pumps: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
 
     @property
     def endpoint(self) -> str:
@@ -260,10 +260,15 @@ class Proxy:
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # Known from the first moment: the end may come while the other half is being opened.
+        self._writers.add(writer)
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
         there, back = await asyncio.open_connection("127.0.0.1", self.target_port)
-        self._writers |= {writer, back}
+        self._writers.add(back)
         pumps = [asyncio.create_task(self._pump(reader, back)), asyncio.create_task(self._pump(there, writer))]
-        self._pumps.update(pumps)
+        self._tasks.update(pumps)
         await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
         for end in (writer, back):
             end.close()
@@ -289,10 +294,10 @@ class Proxy:
     async def stop(self) -> None:
         assert self._server is not None
         self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         self.cut()
-        for pump in self._pumps:
-            pump.cancel()
-        await asyncio.gather(*self._pumps, return_exceptions=True)
         await self._server.wait_closed()
 
 
@@ -315,7 +320,7 @@ async def make_client(cluster: FakeCluster) -> AsyncIterator[Callable[..., Async
 
     def make(*nodes: FakeNode | Proxy | str, **settings: Any) -> AsyncClient:
         chosen = [n if isinstance(n, str) else n.endpoint for n in nodes or cluster.nodes]
-        settings.setdefault("timeout", Timeout(total=5.0, attempt=0.2))
+        settings.setdefault("timeout", Timeout(total=20.0, attempt=1.0))  # more than a busy machine stands still
         client = AsyncClient(chosen, **settings)
         clients.append(client)
         return client
@@ -371,7 +376,7 @@ class Tools:
         return script
 
     @staticmethod
-    async def until(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
+    async def until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
         """Wait for something that no event tells."""
         async with asyncio.timeout(timeout_s):
             while not condition():  # noqa: ASYNC110 - there is no event for it
@@ -413,8 +418,8 @@ def cluster_in_thread() -> Iterator[str]:
 
     thread = threading.Thread(target=lambda: asyncio.run(serve()))
     thread.start()
-    assert ready.wait(10)
+    assert ready.wait(30)
     yield endpoints
     stop()
-    thread.join(10)
+    thread.join(30)
     assert not thread.is_alive()

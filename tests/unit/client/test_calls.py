@@ -26,6 +26,7 @@ from raftkv.client import (
     Retry,
     Timeout,
     Unavailable,
+    lookout,
 )
 
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
@@ -226,7 +227,7 @@ async def test_only_a_mute_socket_ends_in_time_with_nothing_done(make_client):
         started = time.monotonic()
         with pytest.raises(DeadlineExceeded) as caught:
             await client.put("k", "v", timeout=0.3)
-        assert 0.29 < time.monotonic() - started < 5  # which its own time-out would have been
+        assert 0.29 < time.monotonic() - started < 15  # its own time-out would have been 20
         assert isinstance(caught.value, TimeoutError)
         assert isinstance(caught.value, ConnectionError)
         assert caught.value.attempts == 0
@@ -244,7 +245,7 @@ async def test_refused_connections_are_waited_for_within_the_time(cluster, make_
     await writing
 
 
-@pytest.mark.parametrize("total_s", [0.1, 0.35])
+@pytest.mark.parametrize("total_s", [0.8, 1.6])
 async def test_no_call_outlives_its_deadline(cluster, make_client, tools, total_s):
     client = make_client()
     await settled(client, tools)
@@ -254,11 +255,11 @@ async def test_no_call_outlives_its_deadline(cluster, make_client, tools, total_
     started = time.monotonic()
     with pytest.raises(DeadlineExceeded):
         await client.get("k", timeout=total_s)
-    assert total_s - 0.01 < time.monotonic() - started < total_s + 2  # the client's own would be 5
+    assert total_s - 0.01 < time.monotonic() - started < total_s + 10  # the client's own would be 20
     started = time.monotonic()
     with pytest.raises(OutcomeUnknown):
         await client.put("k", "v", timeout=total_s)
-    assert total_s - 0.01 < time.monotonic() - started < total_s + 2
+    assert total_s - 0.01 < time.monotonic() - started < total_s + 10
 
 
 async def test_reads_go_on_through_an_election(cluster, make_client, tools):
@@ -284,10 +285,10 @@ async def test_no_leader_within_the_time_says_so(cluster, make_client, tools):
     for node in cluster.nodes:
         node.script = tools.failing(UNAVAILABLE, "etcdserver: no leader", ("raftkv-error", "NO_LEADER"), NOT_DONE)
     with pytest.raises(NoLeader) as caught:
-        await client.get("k", timeout=0.3)
+        await client.get("k", timeout=2)
     assert isinstance(caught.value, TimeoutError)
     with pytest.raises(NoLeader):
-        await client.put("k", "v", timeout=0.3)
+        await client.put("k", "v", timeout=2)
 
 
 async def test_overload_waits_as_long_as_the_server_asks(cluster, make_client, tools):
@@ -633,21 +634,22 @@ async def test_members_status_and_moving_the_leader(cluster, make_client, tools)
 async def test_a_frozen_follower_does_not_get_the_writes_that_follow(cluster, make_client, make_proxy, tools):
     """The write that was under way may be done or not; the next one must not join it in waiting for the deadline."""
     proxies = [await make_proxy(node) for node in cluster.nodes]
-    client = make_client(*proxies, timeout=Timeout(total=4))
+    client = make_client(*proxies, timeout=Timeout(total=8))
     await settled(client, tools)
     await client.put("k", "v")
     writer = next(proxy for proxy, node in zip(proxies, cluster.nodes, strict=True) if node.count("Put"))
     writer.freeze()
     stuck = asyncio.create_task(client.put("stuck", "v"))
     pool = client._context.pool
-    await tools.until(lambda: any(c.suspect for c in pool.connections), timeout_s=1.5)
+    await tools.until(lambda: any(c.suspect for c in pool.connections), timeout_s=6)  # long before its time is up
     await client.put("k", "v")
     assert not stuck.done()
     with pytest.raises(OutcomeUnknown):
         await stuck
 
 
-async def test_a_slow_node_that_answers_its_probe_is_no_suspect(cluster, make_client, tools):
+async def test_a_slow_node_that_answers_its_probe_is_no_suspect(cluster, make_client, tools, monkeypatch):
+    monkeypatch.setattr(lookout, "PROGRESS_PROBE_TIMEOUT_S", 10.0)  # the node stands still when the machine does
     client = make_client()
     await settled(client, tools)
 
@@ -672,7 +674,7 @@ async def test_when_no_node_serves_a_read_says_that_there_is_no_leader(cluster, 
         node.script = tools.holding(never, "Range")
         node.set_serving(False)
     with pytest.raises(NoLeader) as caught:
-        await client.get("k", timeout=0.5)
+        await client.get("k", timeout=Timeout(total=3, attempt=0.2))
     assert isinstance(caught.value, DeadlineExceeded)
     assert caught.value.attempts > 1
 

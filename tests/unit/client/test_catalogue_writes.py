@@ -88,7 +88,7 @@ async def what_was_perhaps_done_is_not_called_undone(cluster: FakeCluster, make_
 
     rule_everywhere(cluster, then_refuse(refusal("NO_LEADER", 14)))
     with pytest.raises(OutcomeUnknown):
-        await client.put("k", "v", timeout=1.0)
+        await client.put("k", "v", timeout=3.0)
     rule_everywhere(cluster, then_refuse(refusal("NO_SPACE", 8)))
     await client.put("l", "v")
     assert table.executed == [b"ready", b"k", b"l"]
@@ -104,7 +104,7 @@ async def what_was_not_done_is_called_undone(cluster: FakeCluster, make_client: 
     # It comes back to us before the time is up, and stays: what is under way at that moment would be unknown.
     rule_everywhere(cluster, puts_only(refusal("NO_LEADER", 14, retry_after_ms=10_000), 1000))
     with pytest.raises(DeadlineExceeded):
-        await client.put("k", "v", timeout=0.5)
+        await client.put("k", "v", timeout=3.0)
     assert table.executed == []
 
 

@@ -22,7 +22,7 @@ async def node() -> AsyncIterator[LeasingNode]:
 
 @pytest.fixture
 def client(node: LeasingNode, make_client: MakeClient) -> AsyncClient:
-    return make_client(node, timeout=0.5)
+    return make_client(node, timeout=3)
 
 
 @pytest.fixture

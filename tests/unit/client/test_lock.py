@@ -27,7 +27,7 @@ async def node() -> AsyncIterator[LeasingNode]:
 
 @pytest.fixture
 def client(node: LeasingNode, make_client: MakeClient) -> AsyncClient:
-    return make_client(node, timeout=0.5)
+    return make_client(node, timeout=3)
 
 
 @pytest.fixture
@@ -374,7 +374,7 @@ async def test_giving_back_that_ran_out_of_time_is_tried_on(
     lock = await client.lock("x").acquire()
     node.script = tools.holding(asyncio.Event(), "LeaseRevoke")
     with pytest.raises(OutcomeUnknown):
-        await lock.release(timeout=0.05)
+        await lock.release(timeout=1)
     node.script = None
     await tools.until(lambda: node.cluster.leases == {})
 

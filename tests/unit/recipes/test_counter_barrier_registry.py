@@ -129,9 +129,9 @@ async def test_claimed_items_are_passed_over_however_many(make: Make) -> None:
         await queue.put(str(number))
     jobs = [await queue.take().acquire() for _ in range(70)]
     assert [job.item.text for job in jobs] == [str(number) for number in range(70)]
-    assert (await queue.get(timeout=1)).text == "70"
+    assert (await queue.get(timeout=20)).text == "70"
     await jobs[3].release()
-    assert (await queue.get(timeout=1)).text == "3"
+    assert (await queue.get(timeout=20)).text == "3"
 
 
 async def test_an_item_claimed_between_look_and_removal_is_not_removed(make: Make, store: Store) -> None:
@@ -145,7 +145,7 @@ async def test_an_item_claimed_between_look_and_removal_is_not_removed(make: Mak
 
     for text in ("first", "second"):
         await Queue(make(), "q").put(text)
-    assert (await Queue(Overtaken(store), "q").get(timeout=1)).text == "second"
+    assert (await Queue(Overtaken(store), "q").get(timeout=20)).text == "second"
 
 
 async def test_a_removal_whose_answer_is_lost_is_told(make: Make, store: Store) -> None:
@@ -318,7 +318,7 @@ async def test_what_the_work_raises_is_raised_and_leadership_given_up(error: Exc
     task, _ = task_of(make(), work)
     with pytest.raises(type(error)):
         await task.run()
-    await Semaphore(make(), "boss", 1).permit().acquire(timeout=1)
+    await Semaphore(make(), "boss", 1).permit().acquire(timeout=20)
 
 
 async def test_cancelling_it_cancels_the_work(make: Make) -> None:
@@ -337,4 +337,4 @@ async def test_cancelling_it_cancels_the_work(make: Make) -> None:
     with pytest.raises(asyncio.CancelledError):
         await running
     assert ended == [True]
-    await Semaphore(make(), "boss", 1).permit().acquire(timeout=1)
+    await Semaphore(make(), "boss", 1).permit().acquire(timeout=20)

@@ -128,7 +128,7 @@ async def test_a_waiter_that_goes_is_passed_over(make: Make, store: Store) -> No
 
 async def test_readers_hold_together_and_do_not_overtake_a_writer(make: Make) -> None:
     first = await ReadWriteLock(make(), "x").read().acquire()
-    await ReadWriteLock(make(), "x").read().acquire(timeout=1)
+    await ReadWriteLock(make(), "x").read().acquire(timeout=20)
     writer = asyncio.create_task(ReadWriteLock(make(), "x").write().acquire())
     await quiet()
     late = asyncio.create_task(ReadWriteLock(make(), "x").read().acquire())
@@ -226,7 +226,7 @@ async def test_a_job_whose_body_fails_is_there_again(make: Make) -> None:
     with pytest.raises(ZeroDivisionError):
         async with queue.take():
             raise ZeroDivisionError
-    assert (await queue.get(timeout=1)).value == b"job"
+    assert (await queue.get(timeout=20)).value == b"job"
 
 
 # --- loss -------------------------------------------------------------------------------------------------------------
@@ -516,7 +516,7 @@ async def test_a_party_too_many_is_told_and_one_that_died_can_be_replaced(make: 
     assert caught.value.code == "BARRIER_FULL"
     await quiet()
     await lease_of(both[0], store).expire()
-    third = await DoubleBarrier(make(), "x", 2).acquire(timeout=1)
+    third = await DoubleBarrier(make(), "x", 2).acquire(timeout=20)
     async with asyncio.timeout(10):
         await asyncio.gather(third.leave(), both[1].leave())
 

@@ -241,7 +241,7 @@ def trailers(error: grpc.aio.AioRpcError) -> dict[str, str]:
     return {key: str(value) for key, value in error.trailing_metadata() or ()}
 
 
-async def until(condition: Callable[[], object], timeout_s: float = 5.0) -> None:
+async def until(condition: Callable[[], object], timeout_s: float = 20.0) -> None:
     """Wait for something that nobody announces."""
     async with asyncio.timeout(timeout_s):
         while not condition():  # noqa: ASYNC110 - there is no event to wait for

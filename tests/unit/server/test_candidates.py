@@ -279,7 +279,7 @@ async def test_a_node_that_stops_keeps_the_place_and_says_that_there_is_one(serv
 async def test_who_leads_is_not_waited_for_longer_than_other_reads(served: Served) -> None:
     """Without a deadline, too: what waits holds a place among the requests in flight."""
     served.node.fault = RequestTimeout(executed="no")
-    error = await failure(asyncio.wait_for(leader_of(served), 5))
+    error = await failure(asyncio.wait_for(leader_of(served), 20))
     assert trailers(error)["raftkv-error"] == "TIMEOUT"
     assert served.services.inflight.requests == 0
 

@@ -84,7 +84,7 @@ def test_a_pipe_that_nobody_reads_stops_nobody() -> None:
     # It is read again: what waited comes, and how many were lost.
     os.set_blocking(reader, False)
     got = b""
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while b"log_lines_dropped" not in got and time.monotonic() < deadline:
         try:
             got += os.read(reader, 65536)
@@ -102,7 +102,7 @@ def test_a_reader_that_has_gone_is_no_error() -> None:
     writer = LogWriter(writer_end, render_json)
     writer.put({"event": "lost"})
     writer.put({"event": "lost too"})
-    assert writer.flush(2)
+    assert writer.flush(30)
 
 
 def test_a_value_that_cannot_be_shown_costs_one_line_only() -> None:
@@ -114,7 +114,7 @@ def test_a_value_that_cannot_be_shown_costs_one_line_only() -> None:
     writer = LogWriter(writer_end, render_json)
     writer.put({"event": "bad", "value": Bad()})
     writer.put({"event": "good"})
-    assert writer.flush(2)
+    assert writer.flush(30)
     lines = os.read(reader, 65536).splitlines()
     assert lines[0].startswith(b"log line lost: ")
     assert json.loads(lines[1]) == {"event": "good"}
@@ -125,7 +125,7 @@ def test_lone_surrogates_do_not_end_the_writer() -> None:
     writer = LogWriter(writer_end, console_renderer(False))
     writer.put({"event": "odd \ud800"})
     writer.put({"event": "next"})
-    assert writer.flush(2)
+    assert writer.flush(30)
     assert b"next" in os.read(reader, 65536)
 
 

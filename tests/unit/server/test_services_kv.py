@@ -510,11 +510,11 @@ async def test_hasleader_fails_at_once_where_others_wait(served: Served) -> None
 async def test_a_callers_deadline_reaches_the_node_and_drops_the_command(served: Served) -> None:
     served.node.hold()
     began = asyncio.get_running_loop().time()
-    error = await failure(served.kv.Put(pb.PutRequest(key=b"k"), timeout=0.2))
+    error = await failure(served.kv.Put(pb.PutRequest(key=b"k"), timeout=2))
     assert error.code() in (Code.DEADLINE_EXCEEDED, Code.UNAVAILABLE)
     (deadline,) = served.node.deadlines
     assert deadline is not None
-    assert began < deadline <= asyncio.get_running_loop().time() + 0.2
+    assert began < deadline <= asyncio.get_running_loop().time() + 2
     served.node.release()
     await served.kv.Range(pb.RangeRequest(key=b"other"))
     assert served.node.proposed == []
@@ -529,11 +529,10 @@ async def test_without_a_deadline_the_node_decides(served: Served) -> None:
 async def test_a_cancelled_call_leaves_nothing_behind(served: Served) -> None:
     served.node.hold()
     call = served.kv.Put(pb.PutRequest(key=b"k"))
-    await asyncio.sleep(0.1)
-    assert served.services.inflight.requests == 1
+    await until(lambda: served.services.inflight.requests == 1 and served.node.deadlines)
     call.cancel()
     await until(lambda: not served.services.inflight.requests)
-    assert served.node.abandoned == 1
+    await until(lambda: served.node.abandoned == 1)
     assert served.services.counts["raftkv.v1.KV/Put"].failed[Code.CANCELLED] == 1
     served.node.release()
     assert served.node.proposed == []
@@ -577,7 +576,7 @@ async def test_a_full_store_refuses_puts_until_it_is_disarmed(tmp_path: Path) ->
     async with serve(FakeNode(tmp_path, quota_backend_bytes=1 << 20)) as served:
         await served.kv.Put(pb.PutRequest(key=b"k"))
         served.node.bytes_on_disk = 2 << 20
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while True:  # the size is looked at once a second
                 try:
                     await served.kv.Put(pb.PutRequest(key=b"k"))

@@ -43,7 +43,7 @@ async def test_waiters_come_in_their_order_and_fences_rise(served: Served) -> No
             each.done() for each in waiters if each is not waiter and waiters.index(each) > waiters.index(waiter)
         )
         await locks(served).Unlock(lock_pb2.UnlockRequest(key=holder.key, fence=holder.fence))
-        holder = await asyncio.wait_for(waiter, 5)
+        holder = await asyncio.wait_for(waiter, 20)
         fences.append(holder.fence)
         assert holder.fence < holder.header.revision
     assert fences == sorted(set(fences))
@@ -57,13 +57,13 @@ async def test_a_waiter_in_the_middle_whose_lease_ends_fails_at_once_and_the_que
     third = lock(served, b"l", await grant(served, 3))
     await waiting(served, b"l", 3)
     await revoke(served, 2)
-    error = await failure(asyncio.wait_for(second, 1))
+    error = await failure(asyncio.wait_for(second, 20))
     assert error.details() == "mutex: session is expired"
     assert trailers(error)["raftkv-error"] == "LEASE_EXPIRED"
     await asyncio.sleep(0.05)
     assert not third.done(), "the one before it has gone, but the holder has not"
     await locks(served).Unlock(lock_pb2.UnlockRequest(key=holder.key))
-    assert (await asyncio.wait_for(third, 5)).key == b"l/3"
+    assert (await asyncio.wait_for(third, 20)).key == b"l/3"
 
 
 async def test_a_holder_whose_lease_ends_makes_room(served: Served) -> None:
@@ -71,7 +71,7 @@ async def test_a_holder_whose_lease_ends_makes_room(served: Served) -> None:
     second = lock(served, b"l", await grant(served, 2))
     await waiting(served, b"l", 2)
     await revoke(served, 1)
-    assert (await asyncio.wait_for(second, 5)).key == b"l/2"
+    assert (await asyncio.wait_for(second, 20)).key == b"l/2"
 
 
 async def test_an_unlock_never_removes_a_later_holder(served: Served) -> None:
@@ -134,7 +134,7 @@ async def test_one_of_two_calls_for_the_same_key_goes(served: Served) -> None:
     await until(lambda: len(served.services.watches) == 2)
     assert keys(served, b"l/") == [b"l/1", b"l/2"], "the other still waits for it"
     await locks(served).Unlock(lock_pb2.UnlockRequest(key=b"l/1"))
-    assert (await asyncio.wait_for(calls[1], 5)).key == b"l/2"
+    assert (await asyncio.wait_for(calls[1], 20)).key == b"l/2"
     held = lock(served, b"l", 2)  # again, and gone: what is held stays
     held.cancel()
     await asyncio.sleep(0.1)
@@ -167,7 +167,7 @@ async def test_who_has_entered_already_only_waits_and_whoever_stops_waiting_keep
     await until(lambda: len(served.services.watches) == 2)
     assert keys(served, b"l/") == [b"l/1", b"l/2"]
     await revoke(served, 1)
-    response = await asyncio.wait_for(waiter, 5)
+    response = await asyncio.wait_for(waiter, 20)
     assert (response.key, response.fence) == (b"l/2", second)
 
 
@@ -175,7 +175,7 @@ async def test_who_has_entered_already_only_waits_and_whoever_stops_waiting_keep
 async def test_who_waits_with_another_token_has_no_key(served: Served, off: int) -> None:
     first, second = await enter(served, 1), await enter(served, 2)
     assert first < second
-    error = await failure(asyncio.wait_for(turn(served, 2, second + off), 5))
+    error = await failure(asyncio.wait_for(turn(served, 2, second + off), 20))
     assert trailers(error)["raftkv-error"] == "LEASE_EXPIRED"
     assert keys(served, b"l/") == [b"l/1", b"l/2"]
 
@@ -190,7 +190,7 @@ async def test_the_turn_is_told_only_after_a_linearizable_look(served: Served, m
     assert not waiter.done()
     served.node.fault = None
     await revoke(served, 1)  # before the waiter asks again
-    error = await failure(asyncio.wait_for(waiter, 5))
+    error = await failure(asyncio.wait_for(waiter, 20))
     assert trailers(error)["raftkv-error"] == "LEASE_EXPIRED"
 
 
@@ -211,7 +211,7 @@ async def test_a_waiter_outlives_a_time_without_leader(served: Served, monkeypat
     await asyncio.sleep(0.1)
     assert not second.done()
     served.node.fault = None
-    assert (await asyncio.wait_for(second, 5)).key == b"l/2"
+    assert (await asyncio.wait_for(second, 20)).key == b"l/2"
 
 
 async def test_on_a_leader_the_release_itself_proves_that_the_turn_has_come(served: Served) -> None:
@@ -222,7 +222,7 @@ async def test_on_a_leader_the_release_itself_proves_that_the_turn_has_come(serv
     await waiting(served, b"l", 2)
     barriers = served.node.barriers
     await revoke(served, 1)
-    assert (await asyncio.wait_for(second, 5)).key == b"l/2"
+    assert (await asyncio.wait_for(second, 20)).key == b"l/2"
     assert served.node.barriers == barriers
 
 
@@ -232,7 +232,7 @@ async def test_elsewhere_a_quorum_is_asked_when_the_turn_has_come(served: Served
     await waiting(served, b"l", 2)
     barriers = served.node.barriers
     await revoke(served, 1)
-    assert (await asyncio.wait_for(second, 5)).key == b"l/2"
+    assert (await asyncio.wait_for(second, 20)).key == b"l/2"
     assert served.node.barriers == barriers + 1
 
 
@@ -256,7 +256,7 @@ async def test_waiters_are_bounded_and_end_when_the_node_stops(served: Served) -
     error = await failure(lock_now(served, b"l", await grant(served, 3)))
     assert error.code() is Code.RESOURCE_EXHAUSTED
     served.services.end_streams()
-    error = await failure(asyncio.wait_for(second, 5))
+    error = await failure(asyncio.wait_for(second, 20))
     assert (error.code(), error.details()) == (Code.UNAVAILABLE, "etcdserver: server stopped")
     assert keys(served, b"l/") == [b"l/1", b"l/2"], "the place is kept, for another node"
 
@@ -298,7 +298,7 @@ async def test_a_candidate_whose_lease_ends_does_not_win(served: Served) -> None
     )
     await waiting(served, b"e", 2)
     await revoke(served, 2)
-    assert (await failure(asyncio.wait_for(second, 1))).details() == "election: not leader"
+    assert (await failure(asyncio.wait_for(second, 20))).details() == "election: not leader"
     await elections(served).Resign(election_pb2.ResignRequest(leader=first))
     assert keys(served, b"e/") == []
 
@@ -309,21 +309,21 @@ async def test_observers_see_every_leader(served: Served) -> None:
     following = asyncio.ensure_future(anext(seen))
     await until(lambda: len(served.services.watches) == 1)
     first = await campaign(served, election_pb2.CampaignRequest(name=b"e", lease=await grant(served, 1), value=b"one"))
-    assert (await asyncio.wait_for(following, 5)).kv.value == b"one"
+    assert (await asyncio.wait_for(following, 20)).kv.value == b"one"
     await elections(served).Proclaim(election_pb2.ProclaimRequest(leader=first.leader, value=b"one more"))
-    told = await asyncio.wait_for(anext(seen), 5)
+    told = await asyncio.wait_for(anext(seen), 20)
     assert (told.kv.value, told.header.revision) == (b"one more", told.kv.mod_revision)
     second = asyncio.ensure_future(
         campaign(served, election_pb2.CampaignRequest(name=b"e", lease=await grant(served, 2), value=b"two"))
     )
     await waiting(served, b"e", 2)
     await elections(served).Resign(election_pb2.ResignRequest(leader=first.leader))
-    await asyncio.wait_for(second, 5)
-    assert (await asyncio.wait_for(anext(seen), 5)).kv.value == b"two"
+    await asyncio.wait_for(second, 20)
+    assert (await asyncio.wait_for(anext(seen), 20)).kv.value == b"two"
     observed.cancel()
     await until(lambda: len(served.services.watches) == 0)
     ended = elections(served).Observe(election_pb2.LeaderRequest(name=b"e"))
-    assert (await asyncio.wait_for(anext(aiter(ended)), 5)).kv.value == b"two"
+    assert (await asyncio.wait_for(anext(aiter(ended)), 20)).kv.value == b"two"
     served.services.end_streams()
-    error = await failure(asyncio.wait_for(anext(aiter(ended)), 5))
+    error = await failure(asyncio.wait_for(anext(aiter(ended)), 20))
     assert error.details() == "etcdserver: server stopped"

@@ -37,7 +37,7 @@ class Watching:
         message = WatchRequest(**{f"{kind}_request": what for kind, what in request.items()})
         await self.call.write(message.SerializeToString())
 
-    async def next(self, timeout_s: float = 5.0) -> WatchResponse:
+    async def next(self, timeout_s: float = 20.0) -> WatchResponse:
         # A read that is cancelled takes the call with it, so one that came to nothing is kept.
         self._reading = self._reading or asyncio.ensure_future(self.call.read())
         await asyncio.wait((self._reading,), timeout=timeout_s)

@@ -577,20 +577,20 @@ async def test_a_client_that_only_asks_waits_for_room() -> None:
     """Answers without events count too: who does not read them is not listened to any more."""
     client = Client(Node(), bytes_max=100)
     while client.buffer.bytes <= 100:
-        await asyncio.wait_for(client.buffer.wait_room(), 1)
+        await asyncio.wait_for(client.buffer.wait_room(), 20)
         client.buffer.tell(1, watch_id=-1, created=True, canceled=True, cancel_reason="no")
     waiting = asyncio.ensure_future(client.buffer.wait_room())
     await asyncio.sleep(0.01)
     assert not waiting.done()
     for _ in range(8):
         client.buffer.pop()
-    await asyncio.wait_for(waiting, 1)
+    await asyncio.wait_for(waiting, 20)
     for _ in range(20):
         client.buffer.tell(1, watch_id=-1, created=True, canceled=True, cancel_reason="no")
     waiting = asyncio.ensure_future(client.buffer.wait_room())
     await asyncio.sleep(0.01)
     client.buffer.closed()  # the node stops
-    await asyncio.wait_for(waiting, 1)
+    await asyncio.wait_for(waiting, 20)
 
 
 def test_the_first_watch_and_the_end_of_the_last_are_told() -> None:

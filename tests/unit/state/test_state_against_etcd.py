@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from state_driver import Driver
 from state_ops import Chooser, Ops
 
 from raftkv._pb import kv_pb2
+from raftkv.local.ports import lease_free
 from raftkv.state import validate
 from raftkv.state.results import Refusal, RefusalCode
 
@@ -46,7 +46,8 @@ class Etcd:
     """One etcd process and raw calls to it with our messages."""
 
     def __init__(self, folder: Path) -> None:
-        client, peer = free_ports(2)
+        self._lease = lease_free(2)
+        client, peer = self._lease.ports
         url = f"http://127.0.0.1:{client}"
         peer_url = f"http://127.0.0.1:{peer}"
         self._log = (folder / "etcd.log").open("wb")
@@ -61,7 +62,7 @@ class Etcd:
         )  # fmt: skip
         self._channel = grpc.insecure_channel(f"127.0.0.1:{client}")
         try:
-            deadline = time.monotonic() + 20
+            deadline = time.monotonic() + 60
             while isinstance(self.call(kv_pb2.RangeRequest(key=b"ready")), str):
                 assert time.monotonic() < deadline, "etcd does not come up"
                 time.sleep(0.1)
@@ -89,14 +90,7 @@ class Etcd:
         self._process.kill()
         self._process.wait()
         self._log.close()
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [server.getsockname()[1] for server in sockets]
-    for server in sockets:
-        server.close()
-    return ports
+        self._lease.release()
 
 
 @pytest.fixture
