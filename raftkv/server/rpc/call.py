@@ -96,11 +96,13 @@ class Call:
 
     # Sending.
 
-    def send(self, message: bytes) -> None:
-        """Send one message; dropped when the call has ended."""
+    def send(self, *messages: bytes) -> None:
+        """Send messages, together; dropped when the call has ended."""
         if self.ended is None:
-            self.unsent += len(message).to_bytes(_PREFIX, _ORDER)
-            self.unsent += message
+            unsent = self.unsent
+            for message in messages:
+                unsent += len(message).to_bytes(_PREFIX, _ORDER)
+                unsent += message
             self._connection.pump(self)
 
     @property

@@ -58,15 +58,15 @@ class Context:
         except Ended as ended:
             raise ClientGone from ended
 
-    async def write(self, response: bytes) -> None:
-        """Send one response; waits while the client does not take it.
+    async def write(self, *responses: bytes) -> None:
+        """Send responses, together; waits while the client does not take them.
 
         Raises:
             ClientGone: nobody is there to get it.
         """
         call = self._call
         call.accept()
-        call.send(response)
+        call.send(*responses)
         try:
             if call.held_up:
                 await call.drain()

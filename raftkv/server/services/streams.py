@@ -93,13 +93,13 @@ class Stream:
         async with self._interrupt.guard():
             return await self.context.read()
 
-    async def write(self, response: bytes) -> None:
-        """Send one response; waits while the client does not read.
+    async def write(self, *responses: bytes) -> None:
+        """Send responses, together; waits while the client does not read.
 
         Raises:
             ClientGone: nobody is there to get it.
         """
-        await self.context.write(response)
+        await self.context.write(*responses)
 
 
 class Streams:

@@ -28,6 +28,9 @@ WATCHES_MAX = 200_000
 PROGRESS_INTERVAL_S = 600.0
 """How long a watch with `progress_notify` may hear nothing; up to a tenth longer, so that not all report at once."""
 
+TOGETHER_BYTES = 4096
+"""Small responses of a stream leave together, up to so much: an event is one for each watch."""
+
 INVALID_ID = -1
 """Of a watch that could not be made, and of a report on all of a stream's."""
 
@@ -90,11 +93,14 @@ class Watch:
 
 async def _write(stream: Stream, buffer: StreamBuffer) -> None:
     while not buffer.ended:
-        sent = False
-        for part in buffer.pop():
-            sent = True
-            await stream.write(part)
-        if not sent:
+        parts: list[bytes] = []
+        size = 0
+        while size < TOGETHER_BYTES and (popped := tuple(buffer.pop())):
+            parts += popped
+            size += sum(map(len, popped))
+        if parts:
+            await stream.write(*parts)
+        else:
             await buffer.wait()
 
 
