@@ -170,7 +170,9 @@ class Contender:
             raise
         self.held = True
         self._detach = self.lease.on_lost(lambda: self.lose(self.lease.why_lost))
-        self._end_minding = self._context.pool.spawn(self._mind_key(), f"lock {self.lease.id:x}")
+        # Begun late, so that what is held briefly does not pay for it.
+        later = asyncio.get_running_loop().call_later(self.lease.ttl_s / 3, self._begin_minding)
+        self._end_minding = later.cancel
 
     async def _unless_lost(self, entering: Coroutine[Any, Any, T]) -> T:
         """What it returns. LockLost as soon as our lease is lost, whatever it waits for, be it any node to be there."""
@@ -212,8 +214,9 @@ class Contender:
                 first = await self._enqueue(if_free)
             await granting
         finally:
-            granting.cancel()
-            await asyncio.gather(granting, return_exceptions=True)
+            if not granting.done() or granting.cancelled() or granting.exception() is not None:
+                granting.cancel()
+                await asyncio.gather(granting, return_exceptions=True)
         return first
 
     async def _txn(self, request: kv_pb2.TxnRequest, purpose: Purpose) -> kv_pb2.TxnResponse:
@@ -366,9 +369,13 @@ class Contender:
 
     # --- holding and leaving ----------------------------------------------------------------------------------------
 
+    def _begin_minding(self) -> None:
+        pool = self._context.pool
+        if not pool.closed:
+            self._end_minding = pool.spawn(self._mind_key(), f"lock {self.lease.id:x}")
+
     async def _mind_key(self) -> None:
-        """Notice that somebody deletes our key. Begun late, so that what is held briefly does not pay for it."""
-        await asyncio.sleep(self.lease.ttl_s / 3)
+        """Notice that somebody deletes our key."""
         revision = self.fence
         while not self.lost.is_set():
             try:

@@ -59,13 +59,15 @@ class Keeper:
         self._kept: dict[int, _Kept] = {}
         self._watched: dict[int, _Kept] = {}  # that nobody renews
         self._changed = asyncio.Event()
+        self._looks_at = math.inf  # when the leases are looked at next if nothing changes; endless where none is kept
         self._running = False
 
     def add(self, lease: Lease) -> None:
         """Keep `lease` alive from now on."""
         due = lease.confirmed + lease.ttl_s * RENEW_SHARE
         self._kept[lease.id] = _Kept(lease, due, until=clock.now() + lease.ttl_s)
-        self._changed.set()
+        if due < self._looks_at:
+            self._changed.set()
         self._run()
 
     def watch(self, lease: Lease) -> None:
@@ -107,6 +109,7 @@ class Keeper:
     async def _keep(self) -> None:
         while True:
             while not self._kept:
+                self._looks_at = math.inf
                 self._changed.clear()
                 await self._changed.wait()
             try:
@@ -157,6 +160,7 @@ class Keeper:
                 else:
                     next_at = min(next_at, kept.due)
             self._changed.clear()
+            self._looks_at = next_at
             try:
                 async with asyncio.timeout(max(0.0, next_at - clock.now())):
                     await self._changed.wait()
