@@ -19,6 +19,7 @@ class Blackhole:
         self._host, _, port = address.rpartition(":")
         self._port = int(port)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._accepted: list[asyncio.StreamWriter] = []
         self._passing = asyncio.Event()  # of the connections of this era; one that is never set keeps them for ever
         self._passing.set()
         self.address = ""
@@ -40,6 +41,9 @@ class Blackhole:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            for hole in holes:
+                for writer in hole._accepted:  # also of tasks that had not begun
+                    writer.transport.abort()
 
     def cut(self) -> None:
         """Swallow everything from now on."""
@@ -54,6 +58,7 @@ class Blackhole:
             self._passing.set()
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._accepted.append(writer)
         task = asyncio.create_task(self._forward(reader, writer))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

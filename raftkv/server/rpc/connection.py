@@ -162,7 +162,8 @@ class Connection(asyncio.Protocol):
         self.is_paused = False
         if self._limits.answers_first and self._transport is not None and not self._transport.is_closing():
             self._transport.resume_reading()
-        self._pump_all()
+        for call in list(self._calls.values()):
+            self._pump_on(call)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Of asyncio.Protocol."""
@@ -292,7 +293,7 @@ class Connection(asyncio.Protocol):
             self._data(event)
         elif isinstance(event, events.WindowUpdated):
             if not event.stream_id:
-                self._pump_all()
+                self._pump_unsent()
             elif (call := self._calls.get(event.stream_id)) is not None:
                 self._pump_on(call)
         elif isinstance(event, events.RequestReceived):
@@ -305,7 +306,7 @@ class Connection(asyncio.Protocol):
         elif isinstance(event, events.ResponseReceived | events.TrailersReceived):
             self._answered(event.stream_id, _headers_of(event.headers))
         elif isinstance(event, events.RemoteSettingsChanged):
-            self._pump_all()
+            self._pump_unsent()
         elif isinstance(event, events.PingReceived):
             self._asked_by_it()
         elif isinstance(event, events.ConnectionTerminated):
@@ -357,8 +358,9 @@ class Connection(asyncio.Protocol):
             call.is_complete = True
             call.wake()
 
-    def _pump_all(self) -> None:
-        for call in list(self._calls.values()):
+    def _pump_unsent(self) -> None:
+        """The other side has more room: of a thousand calls, hardly one waits for it."""
+        for call in [call for call in self._calls.values() if call.unsent]:
             self._pump_on(call)
 
     def _pump_on(self, call: Call) -> None:
