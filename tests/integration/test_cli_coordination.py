@@ -22,10 +22,6 @@ from raftkv.local import LocalCluster
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 
 
-def _heed_hangups() -> None:
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup, for one, has everybody below it ignore
-
-
 class Terminal:
     """Runs commands against one cluster, and ends what a test leaves running."""
 
@@ -48,7 +44,6 @@ class Terminal:
                 env=self.environment,
                 cwd=self.directory,
                 start_new_session=True,
-                preexec_fn=_heed_hangups,
             )
         )
         return self.started[-1]
