@@ -19,7 +19,6 @@ from raftkv.server.rpc.server import Handler, Server
 
 _UNITS: Final = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
 _DIGITS_MAX: Final = 8  # of a deadline, says gRPC
-_WITHOUT_REQUEST: Final = "the call came without a request"
 
 
 class ClientGone(Exception):
@@ -141,9 +140,7 @@ def _served(handler: Any) -> Handler:
 
 def _unary(method: Any, parse: Callable[[bytes], Any], serialize: Callable[[Any], bytes]) -> Any:
     async def serve(call: Call, context: Context) -> None:
-        request = await call.read()
-        if request is None:
-            raise Ended(grpc.StatusCode.INTERNAL, _WITHOUT_REQUEST)
+        request = await _only_request(call)
         response = serialize(await method(parse(request), context))
         call.accept()
         call.send(response)
@@ -153,9 +150,7 @@ def _unary(method: Any, parse: Callable[[bytes], Any], serialize: Callable[[Any]
 
 def _stream(method: Any, parse: Callable[[bytes], Any], serialize: Callable[[Any], bytes]) -> Any:
     async def serve(call: Call, context: Context) -> None:
-        request = await call.read()
-        if request is None:
-            raise Ended(grpc.StatusCode.INTERNAL, _WITHOUT_REQUEST)
+        request = await _only_request(call)
         await _send_all(method(parse(request), context), context, serialize)
 
     return serve
@@ -175,6 +170,13 @@ def _bidi(method: Any, parse: Callable[[bytes], Any], serialize: Callable[[Any],
         call.accept()
 
     return serve
+
+
+async def _only_request(call: Call) -> bytes:
+    request = await call.read()
+    if request is None:
+        raise Ended(grpc.StatusCode.INTERNAL, "the call came without a request")
+    return request
 
 
 async def _send_all(responses: AsyncGenerator[Any, None], context: Context, serialize: Callable[[Any], bytes]) -> None:
