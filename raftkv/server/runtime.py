@@ -50,8 +50,10 @@ from raftkv.storage.errors import StoreUnusable
 EXPIRE_ROUNDS = 2  # of ticks
 HEALTH_ROUNDS = 10
 SWEEP_CHANGES = 100
-SWEEP_SHARE = 0.2
-"""Of each tick, for taking out what was compacted: enough to keep up with any rate of writes, and no caller notices."""
+LEARN_KEYS = 500
+TIDY_SHARE = 0.2
+"""Of each tick, for taking out what was compacted and for learning the keys that were there at the start: enough to
+keep up with any rate of writes, and no caller notices."""
 UNAPPLIED_BYTES_MAX = 1 << 20
 """Of committed entries that wait to be applied; more are applied at once."""
 
@@ -469,8 +471,8 @@ class Runtime:
                 self.replica.tick()
                 self._leasing.tick()
             self._rounds += 1
-            if self.machine.sweeping:
-                self._sweep()
+            if self.machine.sweeping or self.stores.state.learning:
+                self._tidy()
             if self._rounds % EXPIRE_ROUNDS == 0:
                 self.callers.expire()
                 self._apply_all()  # watchers need not wait for a disk that is slow
@@ -481,12 +483,14 @@ class Runtime:
             self.fatal(fault)
         self._turn()
 
-    def _sweep(self) -> None:
-        end = self._loop.time() + self.config.tick_ms / 1000 * SWEEP_SHARE
+    def _tidy(self) -> None:
+        end = self._loop.time() + self.config.tick_ms / 1000 * TIDY_SHARE
         try:
             while self.machine.sweep(SWEEP_CHANGES) and self._loop.time() < end:
                 pass
-        except Exception as fault:  # noqa: BLE001 - the state could not be written
+            while self.stores.state.learn(LEARN_KEYS) and self._loop.time() < end:
+                pass
+        except Exception as fault:  # noqa: BLE001 - the state could not be written, or read
             self.fatal(fault)
 
     # Events.

@@ -20,6 +20,7 @@ from raftkv.raft.types import ConfState, NodeId
 from raftkv.replica.effects import Apply
 from raftkv.server.config import NodeConfig, cluster_id, member_id
 from raftkv.server.convert import conf_from_wire, conf_to_wire
+from raftkv.state.keys import CURRENT
 from raftkv.state.machine import StateMachine
 from raftkv.state.results import Result
 from raftkv.storage.data_dir import remove_leftovers
@@ -55,10 +56,13 @@ class Stores:
         if self.log.last_index() == 0 and not self.log.snapshot().conf.voters:
             self.log.bootstrap(ConfState(voters=tuple(sorted(self._members))))
         remove_leftovers(self.directory, self.log.state_name)
-        self.state = StateStore.open(self.directory / self.log.state_name, create=True)
+        self.state = self._open_state(create=True)
         self._retired: list[StateStore] = []
         self.machine = StateMachine(self.state)
         self._check_state()
+
+    def _open_state(self, *, create: bool) -> StateStore:
+        return StateStore.open(self.directory / self.log.state_name, create=create, filtered=CURRENT)
 
     def _check_state(self) -> None:
         """A state the log cannot have led to, or cannot lead on from, is not ours: lost, or put back from a copy."""
@@ -108,7 +112,7 @@ class Stores:
         # The old one stays open until the process ends: a thread may still read a view of it, and closing LevelDB
         # under a reader is a crash. Installing a snapshot is rare, and the next start removes the directory.
         self._retired.append(self.state)
-        self.state = StateStore.open(self.directory / self.log.state_name, create=False)
+        self.state = self._open_state(create=False)
         self.machine = StateMachine(self.state)
         return self.machine
 

@@ -3,18 +3,18 @@
 Values of users lie in the store only, and there is no index in memory, so a node with a million keys starts at once.
 
     c <key>                        version: what is current of a live key
+    e/i<id>                        session (exactly once): its time in ms
+    e/a<id>                        what the session has acknowledged, and the answers it keeps; see `sessions`
+    e/r<id><seq>                   a large one of these answers
     h <escaped key> 00 01 <place>  version: what the change at `place` replaced or deleted, for reads of the past
-    r <place>                      record: one change, with the whole key and value
     l/i<id>                        lease: its time and what was left of it at the last checkpoint, in ms
     l/k<id><key>                   this key is attached to this lease; no value
-    s/i<id>                        session: its time in ms
-    s/a<id>                        what the session has acknowledged, and the answers it keeps; see `sessions`
-    s/r<id><seq>                   a large one of these answers
     m/state                        applied index and term, revision, compact revision, rolling hash
     m/sweep                        place up to which compacted changes are gone; absent when the sweep has ended
     m/conf                         the membership as of the applied index, in the driver's encoding
     m/member/<id>                  what a member published about itself
     m/alarm/<id><type>             this alarm of this member is on; no value
+    r <place>                      record: one change, with the whole key and value
 
 A *place* is a change's revision and its number in that revision, 12 bytes, big-endian: places sort in the order of
 changes. A *version* is the place of the change that made it, create revision, version number and lease, 36 bytes; the
@@ -23,6 +23,9 @@ value is in the record at that place.
 What key K was at revision R: look at the first entry of `h` for K that is later than R. If there is one, it names what
 was there until then: visible if it is itself not later than R, else K did not exist. If there is none, nothing
 happened to K after R, and `c` tells. So each change writes one record and at most one entry of `h`, a fresh key none.
+
+Nothing sorts after records, which are nearly all of the bytes and come in the order of their keys: so LevelDB moves
+tables of them to the next level as they are, where a key behind them, written now and then, would make it merge them.
 
 Keys of users are escaped in `h` (00 becomes 00 ff) because something follows them there; order is kept.
 """
@@ -51,12 +54,12 @@ LEASE_END = b"l/j"
 LEASE_KEY = b"l/k"
 LEASES = b"l/"
 LEASES_END = b"l0"
-SESSION = b"s/i"
-SESSION_END = b"s/j"
-SESSION_RESULT = b"s/r"
-SESSION_ANSWERS = b"s/a"
-SESSIONS = b"s/"
-SESSIONS_END = b"s0"
+SESSION = b"e/i"
+SESSION_END = b"e/j"
+SESSION_RESULT = b"e/r"
+SESSION_ANSWERS = b"e/a"
+SESSIONS = b"e/"
+SESSIONS_END = b"e0"
 
 PLACE = struct.Struct(">QI")  # revision, number of the change in it
 VERSION = struct.Struct(">QIQQq")  # place, create revision, version number, lease
@@ -75,7 +78,7 @@ SESSION_ID = struct.Struct(">Q")
 SESSION_TTL = struct.Struct(">q")  # milliseconds
 RESULT_ID = struct.Struct(">QQ")  # session, seq
 
-STATE_FORMAT = 1
+STATE_FORMAT = 2
 PLACE_BYTES = 12
 VERSION_BYTES = 36
 RECORD_HEAD_BYTES = RECORD_HEAD.size

@@ -113,6 +113,10 @@ class Engine:
         """The records in [start, stop), block checksums verified."""
         return self.handle.iterator(start=start, stop=stop, verify_checksums=True, fill_cache=fill_cache)
 
+    def iterate_back(self, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """The records before `stop`, the last one first, block checksums verified."""
+        return self.handle.iterator(stop=stop, reverse=True, verify_checksums=True, fill_cache=False)
+
     def view(self) -> leveldb.Snapshot:
         """The database as it is now; `close` it when done, it keeps old records alive."""
         return self.handle.snapshot()

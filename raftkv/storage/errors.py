@@ -51,8 +51,8 @@ class StoreOccupied(StoreUnusable):
     """There is something where a new store was to be made."""
 
 
-class StoreTooNew(StoreUnusable):
-    """The store was written by a later version in a format this one does not know."""
+class StoreFormatUnknown(StoreUnusable):
+    """The store was written in a format this version does not know: by a later one, or one before the first release."""
 
 
 class StoreDamaged(StoreUnusable):

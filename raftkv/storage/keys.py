@@ -3,10 +3,10 @@
     key                       value
     "i"                       identity: format version, cluster id, node id, created, name
     "b"                       how often this store was opened
-    "h"                       batch number, term, vote, commit, last index, last term
     "m"                       the compacted prefix: index, term, conf state
     "s"                       name of the directory with the current state
-    "e" index(8, big-endian)  entry: term of the entry before it, its own term, kind, data
+    "x" index(8, big-endian)  entry: term of the entry before it, its own term, kind, data
+    "x" last index(8) "t"     tail of a batch: its number, term, vote, commit, last index and term; the last one counts
 
 Every value ends with the CRC32C of key and value, so a record that turns up under another key is found too. Appended
 in little-endian order, the checksum of a whole and sound record is always the same number (`RESIDUE`), so checking
@@ -14,6 +14,11 @@ takes one pass and no copy.
 
 An entry names the term of its predecessor: with the index in the key this makes the log a chain in which a missing,
 doubled or foreign link shows.
+
+A tail lies behind the entry that was the last when it was written, the older ones stay until their entry goes, and no
+key comes after entries. So tables of a log that only grows at its end never overlap, and LevelDB leaves them as they
+are. A single key for all tails would be in every table, a key behind the entries in one of each level: both were, and
+each entry was merged twice.
 """
 
 from __future__ import annotations
@@ -26,15 +31,15 @@ from google_crc32c import value as crc32c
 
 from raftkv.raft.types import ConfState, Entry, EntryKind, NodeId, SnapshotMeta
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 KEY_IDENTITY = b"i"
 KEY_BOOTS = b"b"
-KEY_HARD_STATE = b"h"
 KEY_META = b"m"
 KEY_STATE_NAME = b"s"
-KEY_ENTRY = b"e"
-KEY_ENTRY_END = b"f"  # after every entry's key
+KEY_ENTRY = b"x"
+KEY_ENTRY_END = b"y"  # after every entry's key
+_TAIL_MARK = b"t"
 
 RESIDUE = 0x48674BC7
 """CRC32C of anything followed by its own CRC32C in little-endian order."""
@@ -119,6 +124,16 @@ def entry_index(key: bytes) -> int:
     return index
 
 
+def tail_key(last_index: int) -> bytes:
+    """Where the tail of a batch is kept that leaves the log ending at that index: just behind the entry."""
+    return _ENTRY_KEY.pack(KEY_ENTRY, last_index) + _TAIL_MARK
+
+
+def is_tail_key(key: bytes) -> bool:
+    """Whether it is one of `tail_key`."""
+    return len(key) == _ENTRY_KEY_BYTES + 1 and key.startswith(KEY_ENTRY) and key.endswith(_TAIL_MARK)
+
+
 def encode_entry(entry: Entry, prev_term: int) -> tuple[bytes, bytes]:
     """Key and value of an entry."""
     data = entry.data
@@ -141,14 +156,19 @@ def decode_entry(index: int, key: bytes, value: bytes) -> tuple[int, Entry]:
     return prev_term, Entry(index, term, _KINDS[kind], value[_ENTRY_HEADER_BYTES:-CHECKSUM_BYTES])
 
 
-def encode_tail(tail: Tail) -> bytes:
-    return seal(
-        KEY_HARD_STATE, _TAIL.pack(tail.batch, tail.term, tail.vote, tail.commit, tail.last_index, tail.last_term)
-    )
+def encode_tail(tail: Tail) -> tuple[bytes, bytes]:
+    """Key and value of a tail."""
+    key = tail_key(tail.last_index)
+    body = _TAIL.pack(tail.batch, tail.term, tail.vote, tail.commit, tail.last_index, tail.last_term)
+    return key, seal(key, body)
 
 
-def decode_tail(value: bytes) -> Tail:
-    return Tail(*_unpack(_TAIL, unseal(KEY_HARD_STATE, value)))
+def decode_tail(key: bytes, value: bytes) -> Tail:
+    """
+    Raises:
+        BadRecord: not what `encode_tail` gave.
+    """
+    return Tail(*_unpack(_TAIL, unseal(key, value)))
 
 
 def encode_meta(meta: SnapshotMeta) -> bytes:

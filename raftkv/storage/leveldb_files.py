@@ -147,13 +147,13 @@ def _any_sound_fragment(data: bytes, offset: int) -> bool:
 # Batches and manifests.
 
 
-def last_value(content: LogContent, key: bytes) -> bytes | None:
-    """The value that the newest sound batch of a log file puts under `key`; None where no batch does."""
+def last_put(content: LogContent, wanted: Callable[[bytes], bool]) -> tuple[bytes, bytes] | None:
+    """Key and value of the newest sound put in a log file to a key that is `wanted`; None where there is none."""
     for record in reversed(content.records):
         found = None
-        for name, value in _operations(record.payload):
-            if name == key:
-                found = value
+        for key, value in _operations(record.payload):
+            if value is not None and wanted(key):
+                found = key, value
         if found is not None:
             return found
     return None

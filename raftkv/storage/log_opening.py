@@ -16,12 +16,12 @@ from raftkv.storage.errors import (
     CorruptRecord,
     StoreDamaged,
     StoreForeign,
+    StoreFormatUnknown,
     StoreMissing,
-    StoreTooNew,
     StoreUnusable,
 )
 from raftkv.storage.keys import BadRecord, Identity, Tail
-from raftkv.storage.leveldb_files import LogContent, last_value, repair_torn_tail
+from raftkv.storage.leveldb_files import LogContent, last_put, repair_torn_tail
 from raftkv.storage.log_index import LogIndex
 from raftkv.storage.watermark import Watermark, sync_directory
 
@@ -73,14 +73,14 @@ def repair(path: Path, identity: Identity) -> str | None:
         return None
 
     def is_whole(content: LogContent) -> bool:
-        value = last_value(content, keys.KEY_HARD_STATE)
+        tail = last_put(content, keys.is_tail_key)
         try:
             watermark = Watermark.open(watermark_path(path), identity.cluster_id, identity.node_id)
         except (OSError, StoreUnusable):
             return False
         watermark.close()
         try:
-            return value is not None and keys.decode_tail(value).batch >= watermark.batch
+            return tail is not None and keys.decode_tail(*tail).batch >= watermark.batch
         except BadRecord:
             return False
 
@@ -102,9 +102,10 @@ def check_identity(engine: Engine, identity: Identity, *, create: bool) -> Ident
             raise StoreMissing(path, fault, "remove the data directory and start the node as a new one")
         return None
     version = keys.identity_version(value)
-    if version > keys.FORMAT_VERSION:
-        fault = f"written in format {version}; this version knows formats up to {keys.FORMAT_VERSION}"
-        raise StoreTooNew(path, fault, "run the raftkv version that wrote it, or a later one")
+    if version != keys.FORMAT_VERSION:
+        fault = f"written in format {version}; this version knows format {keys.FORMAT_VERSION}"
+        later = ", or a later one" if version > keys.FORMAT_VERSION else ""
+        raise StoreFormatUnknown(path, fault, "run the raftkv version that wrote it" + later)
     try:
         own = keys.decode_identity(value)
     except BadRecord as error:
@@ -142,7 +143,7 @@ def bootstrap(engine: Engine, identity: Identity) -> Identity:
     batch = engine.batch(sync=True)
     batch.put(keys.KEY_IDENTITY, keys.encode_identity(own))
     batch.put(keys.KEY_BOOTS, keys.encode_number(keys.KEY_BOOTS, 0))
-    batch.put(keys.KEY_HARD_STATE, keys.encode_tail(Tail(0, 0, 0, 0, 0, 0)))
+    batch.put(*keys.encode_tail(Tail(0, 0, 0, 0, 0, 0)))
     batch.put(keys.KEY_META, keys.encode_meta(SnapshotMeta(0, 0, ConfState(()))))
     batch.put(keys.KEY_STATE_NAME, keys.seal(keys.KEY_STATE_NAME, FIRST_STATE_NAME.encode()))
     engine.write(batch, sync=True)
@@ -156,7 +157,7 @@ def load(engine: Engine, watermark: Watermark) -> LoadedLog:
     Raises:
         StoreDamaged: it is not what was written.
     """
-    tail = keys.decode_tail(_must_get(engine, keys.KEY_HARD_STATE, "hard state"))
+    tail = _last_tail(engine)
     meta = keys.decode_meta(_must_get(engine, keys.KEY_META, "compacted prefix"))
     boots = keys.decode_number(keys.KEY_BOOTS, _must_get(engine, keys.KEY_BOOTS, "count of starts"))
     name = keys.unseal(keys.KEY_STATE_NAME, _must_get(engine, keys.KEY_STATE_NAME, "name of the state directory"))
@@ -169,7 +170,7 @@ def load(engine: Engine, watermark: Watermark) -> LoadedLog:
             DAMAGED_WAY_OUT,
         )
     try:
-        _read_chain(engine, index)
+        _read_chain(engine, index, keys.tail_key(tail.last_index))
     except (CorruptRecord, BadRecord) as error:
         fault = f"log entry {error.index}: {error.fault}" if isinstance(error, CorruptRecord) else str(error)
         raise StoreDamaged(engine.path, fault, DAMAGED_WAY_OUT) from error
@@ -183,20 +184,35 @@ def load(engine: Engine, watermark: Watermark) -> LoadedLog:
     return LoadedLog(tail, meta, boots, name.decode(), index)
 
 
-def _read_chain(engine: Engine, index: LogIndex) -> None:
-    """Follow the chain of entries through the whole store into `index`; remove what a compaction left behind."""
+def _last_tail(engine: Engine) -> Tail:
+    """The tail of the last batch. It follows the last entry; where an entry is behind it, the chain will tell."""
+    for key, value in engine.iterate_back(keys.KEY_ENTRY_END):
+        if keys.is_tail_key(key):
+            return keys.decode_tail(key, value)
+    raise StoreDamaged(engine.path, "the record with the hard state is missing", DAMAGED_WAY_OUT)
+
+
+def _read_chain(engine: Engine, index: LogIndex, tail: bytes) -> None:
+    """Follow the chain of entries through the whole store into `index`; remove what a compaction left behind.
+
+    Args:
+        tail: the key of the last tail, which stays.
+    """
     compacted = index.first - 1
     leftover = engine.batch(sync=False)
     stop = keys.entry_key(index.first)
     count = 0
     for key, _ in engine.iterate(keys.KEY_ENTRY, stop, fill_cache=False):
-        leftover.delete(key)
-        count += 1
+        if key != tail:
+            leftover.delete(key)
+            count += 1
     if count:
         engine.write(leftover, sync=False)
     prev_term = index.term(compacted)
     expected = index.first
     for key, value in engine.iterate(stop, keys.KEY_ENTRY_END, fill_cache=False):
+        if keys.is_tail_key(key):
+            continue
         one: list[Entry] = []
         prev_term = link(one, engine.path, key, value, expected, prev_term)
         index.extend_run(expected, prev_term)

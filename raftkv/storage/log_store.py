@@ -75,7 +75,7 @@ class LogStore:
             StoreMissing: there is none and `create` is false.
             StoreLocked: another process has it open.
             StoreForeign: it belongs to another node.
-            StoreTooNew: a later version wrote it.
+            StoreFormatUnknown: another version wrote it.
             StoreDamaged: it is not what was written.
         """
         if create:
@@ -240,8 +240,7 @@ class LogStore:
             tail = _follow(tail, hard_state)
         batch = self._engine.batch(sync=True)
         if not keeps:
-            for index in range(meta.index + 1, last + 1):
-                batch.delete(keys.entry_key(index))
+            _delete(batch, meta.index + 1, last)
             tail = replace(tail, last_index=meta.index, last_term=meta.term)
         batch.put(keys.KEY_META, keys.encode_meta(meta))
         batch.put(keys.KEY_STATE_NAME, keys.seal(keys.KEY_STATE_NAME, state_name.encode()))
@@ -275,14 +274,13 @@ class LogStore:
             put(*encode(entry, prev_term))
             prev_term = term
             next_index += 1
-        for index in range(next_index, last + 1):  # what is left of the suffix that these replace
-            batch.delete(keys.entry_key(index))
+        _delete(batch, next_index, last)  # what is left of the suffix that these replace
         assert prev_term <= tail.term, f"an entry of term {prev_term} in term {tail.term}"
         return Tail(tail.batch, tail.term, tail.vote, tail.commit, next_index - 1, prev_term)
 
     def _commit(self, batch: leveldb.WriteBatch, tail: Tail, *, sync: bool) -> None:
         tail = Tail(self._tail.batch + 1, tail.term, tail.vote, tail.commit, tail.last_index, tail.last_term)
-        batch.put(keys.KEY_HARD_STATE, keys.encode_tail(tail))
+        batch.put(*keys.encode_tail(tail))
         self._engine.write(batch, sync=sync)
         if sync:
             try:
@@ -293,11 +291,16 @@ class LogStore:
         self._tail = tail
 
     def _purge(self, low: int, high: int) -> None:
-        # Not synced: if the deletes are lost, the next open repeats them.
-        for start in range(low, high + 1, _PURGE_CHUNK):
+        # Not synced: if the deletes are lost, the next open repeats them. With the entry before the first one, whose
+        # tail counted when it was dropped itself; what counts now is spared.
+        spared = self._tail.last_index
+        assert high <= spared, f"entries up to {high} are dropped from a log that ends at {spared}"
+        for start in range(max(low - 1, 0), high + 1, _PURGE_CHUNK):
+            end = min(start + _PURGE_CHUNK - 1, high)
             batch = self._engine.batch(sync=False)
-            for index in range(start, min(start + _PURGE_CHUNK, high + 1)):
-                batch.delete(keys.entry_key(index))
+            _delete(batch, start, min(end, spared - 1))
+            if start <= spared <= end:
+                batch.delete(keys.entry_key(spared))
             self._engine.write(batch, sync=False)
 
     def _count_boot(self) -> None:
@@ -312,6 +315,8 @@ class LogStore:
         try:
             prev_term = self._index.term(low - 1)
             for key, value in self._engine.iterate(keys.entry_key(low), keys.entry_key(high), fill_cache=False):
+                if keys.is_tail_key(key):
+                    continue
                 bytes_max -= len(value) - keys.ENTRY_OVERHEAD_BYTES
                 if bytes_max < 0 and result:
                     return result, bytes_max
@@ -350,6 +355,13 @@ class _DirectorySync:
         sync_directory(self._path)
         if time.time_ns() - changed_ns > self._CLOCK_TICK_NS:
             self._seen_ns = changed_ns
+
+
+def _delete(batch: leveldb.WriteBatch, low: int, high: int) -> None:
+    """Delete the entries [low, high], and the tails behind them."""
+    for index in range(low, high + 1):
+        batch.delete(keys.entry_key(index))
+        batch.delete(keys.tail_key(index))
 
 
 def _follow(tail: Tail, hard_state: HardState) -> Tail:

@@ -33,6 +33,7 @@ from google_crc32c import value as crc32c
 from raftkv.storage._leveldb import leveldb
 from raftkv.storage.engine import Engine, EngineOptions, error_text, is_locked
 from raftkv.storage.errors import DAMAGED_WAY_OUT, CorruptRecord, StoreDamaged
+from raftkv.storage.key_filter import KeyFilter
 from raftkv.storage.keys import RESIDUE
 from raftkv.storage.leveldb_files import log_files, repair_unsynced_tail
 from raftkv.storage.watermark import sync_directory
@@ -45,6 +46,8 @@ STATE_OPTIONS = EngineOptions(
     block_bytes=16 << 10,
     bloom_filter_bits=10,
 )
+FILTERED_AT_OPEN = 50_000
+"""So many keys are taken into the filter before the store is used, in some 50 ms at most; the others by and by."""
 
 
 class StateView:
@@ -74,9 +77,12 @@ class StateView:
 class StateStore:
     """A `raftkv.state.store.KeyValueStore` on disk."""
 
-    def __init__(self, engine: Engine, handle: leveldb.DB) -> None:
+    def __init__(self, engine: Engine, handle: leveldb.DB, filtered: bytes) -> None:
         self._engine = engine
         self._handle = handle
+        self._filtered = filtered
+        self._filter = KeyFilter(_keys(engine, filtered) if filtered else iter(()))
+        self._may_have = self._filter.may_have
         self.path = engine.path
         # A compaction switches memtables even when they are empty. The repair at open takes an empty log before a newer
         # one for a lost one, and drops the newer: so none may be synced, that is promised, while that is going on.
@@ -85,11 +91,17 @@ class StateStore:
         """What was cut off at open: writes after a hole that a power loss had left. The Raft log replays them."""
 
     @classmethod
-    def open(cls, path: Path, *, create: bool) -> StateStore:
+    def open(cls, path: Path, *, create: bool, filtered: bytes = b"") -> StateStore:
         """Open the state in the directory `path`, its unsynced end repaired after a power loss.
 
+        Args:
+            path: its directory.
+            create: make a new one where there is none.
+            filtered: the first byte of keys that are asked for before they are there: see `key_filter`. Others are not
+                filtered, nor is any where it is empty.
         Raises:
             StoreMissing, StoreLocked, StoreForeign, StoreDamaged: as `Engine.open`.
+            CorruptRecord: as `get`.
         """
         try:
             repaired = repair_unsynced_tail(path) if (path / "CURRENT").exists() and not is_locked(path) else None
@@ -102,9 +114,27 @@ class StateStore:
         except OSError as error:
             engine.close()
             raise StoreDamaged(path, str(error), DAMAGED_WAY_OUT) from error
-        store = cls(engine, engine.handle)
+        store = cls(engine, engine.handle, filtered)
         store.repaired = repaired
+        try:
+            store.learn(FILTERED_AT_OPEN)
+        except BaseException:
+            engine.close()
+            raise
         return store
+
+    @property
+    def learning(self) -> bool:
+        """Whether the filter does not know of all keys yet: then it is asked in vain."""
+        return bool(self._filtered) and not self._filter.complete
+
+    def learn(self, budget: int) -> bool:
+        """Take the next `budget` keys into the filter; whether there are more.
+
+        Raises:
+            CorruptRecord: as `get`.
+        """
+        return self.learning and self._filter.step(budget)
 
     def get(self, key: bytes) -> bytes | None:
         """The value of `key`, or None.
@@ -112,6 +142,8 @@ class StateStore:
         Raises:
             CorruptRecord: the disk returned something else than was written.
         """
+        if key[:1] == self._filtered and not self._may_have(key):
+            return None
         return _get(self._handle, self.path, key)
 
     def iterate(self, start: bytes, stop: bytes | None, *, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
@@ -126,8 +158,11 @@ class StateStore:
         """
         batch = self._engine.batch(sync=False)
         put = batch.put
+        filtered = self._filtered
         for key, value in puts:
             put(key, value + crc32c(key + value).to_bytes(4, "little"))  # in two steps it costs more than the copy
+            if key[:1] == filtered:
+                self._filter.add(key)
         for key in deletes:
             batch.delete(key)
         self._engine.write(batch, sync=False)
@@ -195,6 +230,16 @@ def _get(source: leveldb.DB | leveldb.Snapshot, path: Path, key: bytes) -> bytes
     if crc32c(key + value) != RESIDUE:
         raise CorruptRecord(path, key, "checksum does not match")
     return value[:-4]
+
+
+def _keys(engine: Engine, first_byte: bytes) -> Iterator[bytes]:
+    """The keys that begin with that byte and are there when the first is asked for."""
+    key = first_byte
+    try:
+        for key, _ in engine.iterate(first_byte, bytes((first_byte[0] + 1,)), fill_cache=False):
+            yield key
+    except leveldb.Error as error:
+        raise CorruptRecord(engine.path, key, f"the record at or after it: {error_text(error)}") from error
 
 
 def _iterate(

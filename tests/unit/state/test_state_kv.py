@@ -359,7 +359,7 @@ def test_a_store_that_contradicts_itself_is_damaged() -> None:
         kv.range(b"a")
     for bad in (b"", b"\x02" + bytes(48), b"\x01" * 10):
         store.write([(STATE_KEY, bad)], ())
-        with pytest.raises(StoreDamaged, match="not of format 1"):
+        with pytest.raises(StoreDamaged, match="not of format 2"):
             StateMachine(store)
 
 

@@ -84,7 +84,7 @@ def check_nothing_left(model: Model, store: MemoryStore) -> None:
     assert kinds.count(b"m") == 1
     assert kinds.count(b"l") == len(model.leases) + sum(bool(item.lease) for item in model.items.values())
     # Of a session: itself, its small answers together, and each large one.
-    assert kinds.count(b"s") == sum(
+    assert kinds.count(b"e") == sum(
         1 + bool(session.answers) + sum(map(is_large, session.answers.values())) for session in model.sessions.values()
     )
 

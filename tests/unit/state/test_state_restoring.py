@@ -228,7 +228,7 @@ def test_what_is_no_state_is_refused() -> None:
         summarize([(b"ca", b"")])
     store = MemoryStore()
     store.write([(STATE_KEY, b"\x63" + Head(1, 1, 1, -1, 0).encode()[1:])], ())
-    with pytest.raises(StoreDamaged, match="not of format 1"):
+    with pytest.raises(StoreDamaged, match="not of format 2"):
         renew(store, BUMP_MIN)
 
 

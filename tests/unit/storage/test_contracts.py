@@ -39,11 +39,13 @@ def test_log_of_the_simulator() -> None:
     check_log_store(lambda: SimLog(CONF))
 
 
-def test_state_on_leveldb(tmp_path: Path, resources: ExitStack) -> None:
+@pytest.mark.parametrize("filtered", [b"", b"a"])
+def test_state_on_leveldb(tmp_path: Path, resources: ExitStack, filtered: bytes) -> None:
     numbers = itertools.count()
 
     def make() -> StateStore:
-        return resources.enter_context(closing(StateStore.open(tmp_path / f"state-{next(numbers)}", create=True)))
+        path = tmp_path / f"state-{next(numbers)}"
+        return resources.enter_context(closing(StateStore.open(path, create=True, filtered=filtered)))
 
     check_key_value_store(make)
 

@@ -15,7 +15,7 @@ import pytest
 from raftkv.raft.types import Entry, HardState
 from raftkv.storage import keys
 from raftkv.storage.errors import CorruptRecord, StoreDamaged
-from raftkv.storage.leveldb_files import last_value, log_files, read_log
+from raftkv.storage.leveldb_files import last_put, log_files, read_log
 from raftkv.storage.log_store import LogStore
 from raftkv.storage.watermark import Watermark
 from tests.unit.storage.contracts import entries, entry, everything
@@ -283,6 +283,11 @@ def of_no_kind(log: LogStore) -> None:
     put(log, key, keys.seal(key, bytes(7) + b"\x01" + bytes(7) + b"\x01" + b"\x09data"))
 
 
+def without_tails(log: LogStore) -> None:
+    for index in range(81):
+        put(log, keys.tail_key(index), None)
+
+
 CHAIN_FAULTS: list[tuple[Callable[[LogStore], None], str]] = [
     (lambda log: put(log, keys.entry_key(30), None), "log entry 30: the entry is missing, the next is 31"),
     (lambda log: put(log, keys.entry_key(80), None), "the entries end at index 79, term 1; the last write ended at"),
@@ -292,8 +297,9 @@ CHAIN_FAULTS: list[tuple[Callable[[LogStore], None], str]] = [
     (of_another_term, "log entry 30: follows an entry of term 7, but the one before it has term 1"),
     (of_no_kind, "log entry 30: unknown kind 9"),
     (lambda log: put(log, keys.KEY_ENTRY + b"junk", b"junk"), "an entry's key has 9 bytes, this one 5"),
-    (lambda log: put(log, keys.KEY_HARD_STATE, None), "the record with the hard state is missing"),
-    (lambda log: put(log, keys.KEY_HARD_STATE, bytes(52)), "checksum does not match"),
+    (lambda log: put(log, keys.tail_key(80), None), "but batch "),
+    (lambda log: put(log, keys.tail_key(80), bytes(52)), "checksum does not match"),
+    (without_tails, "the record with the hard state is missing"),
     (lambda log: put(log, keys.KEY_META, keys.seal(keys.KEY_META, b"short")), "too short"),
     (lambda log: put(log, keys.KEY_STATE_NAME, b"state-1"), "checksum does not match"),
     (lambda log: put(log, keys.KEY_IDENTITY, keys.encode_identity(IDENTITY)[:-1] + b"?"), "identity: checksum"),
@@ -333,11 +339,12 @@ def test_log_files_are_read_as_leveldb_writes_them(tmp_path: Path) -> None:
     assert (content.fault, content.end) == (None, file.stat().st_size)
     sequences = [record.sequences for record in content.records]
     assert all(one[1] == other[0] for one, other in itertools.pairwise(sequences))
-    found = last_value(content, keys.KEY_HARD_STATE)
-    assert found is not None
-    assert keys.decode_tail(found).last_index == 8
-    assert last_value(content, keys.entry_key(7)) == keys.encode_entry(entry(7, 1, b"\x07" * 100_000), 1)[1]
-    assert last_value(content, b"no such key") is None
+    tail = last_put(content, keys.is_tail_key)
+    assert tail is not None
+    assert keys.decode_tail(*tail).last_index == 8
+    seventh = keys.encode_entry(entry(7, 1, b"\x07" * 100_000), 1)
+    assert last_put(content, lambda key: key == keys.entry_key(7)) == seventh
+    assert last_put(content, lambda key: key == b"no such key") is None
     log.close()
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pytest
 from raftkv.raft.types import Compacted, ConfState, HardState, SnapshotMeta
 from raftkv.storage import keys
 from raftkv.storage._leveldb import leveldb
-from raftkv.storage.errors import StoreDamaged, StoreForeign, StoreLocked, StoreMissing, StoreTooNew, WriteFailed
+from raftkv.storage.errors import StoreDamaged, StoreForeign, StoreFormatUnknown, StoreLocked, StoreMissing, WriteFailed
 from raftkv.storage.log_index import RECENT_BYTES_MAX
 from raftkv.storage.log_store import LogStore
 from tests.unit.storage.contracts import CONF, MISTAKES, entries, entry, everything, prepare_for_mistakes
@@ -123,8 +124,60 @@ def test_a_compaction_cut_short_is_ended_by_the_next_start(tmp_path: Path, monke
     log.close()
     log = open_log(tmp_path / "b")
     assert everything(log) == written[20:]
-    stored = log._engine.iterate(keys.KEY_ENTRY, keys.KEY_ENTRY_END)
-    assert [keys.entry_index(key) for key, _ in stored] == list(range(21, 51))
+    assert stored_keys(log) == with_tails(range(21, 51))
+    log.close()
+
+
+def stored_keys(log: LogStore) -> list[bytes]:
+    return [key for key, _ in log._engine.iterate(keys.KEY_ENTRY, keys.KEY_ENTRY_END)]
+
+
+def with_tails(indexes: Iterable[int]) -> list[bytes]:
+    return [key for index in indexes for key in (keys.entry_key(index), keys.tail_key(index))]
+
+
+def test_tails_go_with_their_entries_but_for_the_one_that_counts(tmp_path: Path) -> None:
+    log = new_log(tmp_path)
+    fill(log, 50)
+    log.compact(SnapshotMeta(50, 1, CONF))
+    assert stored_keys(log) == [keys.tail_key(50)]
+    log.close()
+    log = open_log(tmp_path)  # with nothing but the tail
+    assert (log.first_index(), log.last_index()) == (51, 50)
+    assert stored_keys(log) == [keys.tail_key(50)]
+    fill(log, 10)
+    log.compact(SnapshotMeta(55, 1, CONF))
+    assert stored_keys(log) == with_tails(range(56, 61))
+    log.install(SnapshotMeta(100, 2, CONF), HardState(2, 0, 100), "state-2")
+    assert stored_keys(log) == [keys.tail_key(100)]
+    log.close()
+    log = open_log(tmp_path)
+    assert (log.last_index(), log.hard_state) == (100, HardState(2, 0, 100))
+    log.close()
+
+
+def test_entries_that_are_replaced_take_their_tails_with_them(tmp_path: Path) -> None:
+    log = new_log(tmp_path)
+    fill(log, 5)
+    log.append(HardState(1, 0, 4), [entry(index, 1) for index in range(6, 10)])
+    log.append(HardState(2, 0, 4), [entry(6, 2)])  # a new leader's
+    assert stored_keys(log) == [keys.tail_key(0), *with_tails(range(1, 7))]
+    log.close()
+    log = open_log(tmp_path)
+    assert (log.last_index(), log.term(6), log.hard_state) == (6, 2, HardState(2, 0, 4))
+    log.close()
+
+
+def test_the_tables_of_a_growing_log_do_not_overlap(tmp_path: Path) -> None:
+    """So that LevelDB has nothing to merge: it would write each entry twice more."""
+    log = new_log(tmp_path)
+    written = fill(log, 500, data_bytes=100_000)  # twelve tables
+    log.close()
+    told = (tmp_path / "log" / "LOG").read_text()
+    assert len(re.findall(r"Level-0 table #\d+: \d+ bytes OK", told)) > 8
+    assert "Compacting" not in told
+    log = open_log(tmp_path)
+    assert everything(log) == written
     log.close()
 
 
@@ -201,14 +254,28 @@ def test_a_file_in_its_place_is_refused(tmp_path: Path) -> None:
         open_log(tmp_path, create=True)
 
 
+def put_identity(log: LogStore, value: bytes) -> None:
+    batch = log._engine.batch(sync=True)
+    batch.put(keys.KEY_IDENTITY, value)
+    log._engine.write(batch, sync=True)
+
+
 def test_a_later_format_is_refused(tmp_path: Path) -> None:
     log = new_log(tmp_path)
-    batch = log._engine.batch(sync=True)
-    later = keys.encode_identity(replace(IDENTITY, format_version=2))
-    batch.put(keys.KEY_IDENTITY, later[:-6] + b"whatever that format has here")
-    log._engine.write(batch, sync=True)
+    later = keys.encode_identity(replace(IDENTITY, format_version=keys.FORMAT_VERSION + 1))
+    put_identity(log, later[:-6] + b"whatever that format has here")
     log.close()
-    with pytest.raises(StoreTooNew, match="written in format 2; this version knows formats up to 1"):
+    with pytest.raises(
+        StoreFormatUnknown, match=r"written in format 3; this version knows format 2; .* or a later one"
+    ):
+        open_log(tmp_path)
+
+
+def test_a_format_of_before_is_refused(tmp_path: Path) -> None:
+    log = new_log(tmp_path)
+    put_identity(log, keys.encode_identity(replace(IDENTITY, format_version=1)))
+    log.close()
+    with pytest.raises(StoreFormatUnknown, match=r"format 1; this version knows format 2; .* version that wrote it$"):
         open_log(tmp_path)
 
 
