@@ -8,38 +8,41 @@ not put to LevelDB where the answer is known.
 
     building --step ... step--> complete       while it is built every key may be there
 
-Two bits a key, of at least `BITS_A_KEY` for each; the table doubles as keys come, by a copy of itself behind itself: a
-place is the lower bits of a hash, so that what was found stays found. A filter never forgets: of a key that was
-deleted it says "may be there".
+A key is three bits in one word: the lower bits of its hash tell which word, others which bits. The table doubles as
+keys come, by a copy of itself behind itself, so that what was found stays found. A filter never forgets: of a key that
+was deleted it says "may be there".
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from array import array
+from collections.abc import Iterator
 from itertools import islice
 
-BITS_MIN = 1 << 22
+WORDS_MIN = 1 << 16
 """Half a MiB: enough for 130,000 keys."""
-BITS_MAX = 1 << 27
-"""16 MiB. With more than four million keys it errs more often: in one of 17 with eight million."""
-BITS_A_KEY = 32
-"""It errs in one of 270 keys when it is that full, in one of 50 after three doublings."""
-_SECOND = 30  # where in the 64 bits of a hash the second place is
+WORDS_MAX = 1 << 21
+"""16 MiB. With more than four million keys it errs more often: in one of 20 with eight million."""
+KEYS_A_WORD = 2
+"""It errs in one of 500 keys when it is that full, in one of 80 after three doublings."""
+_BITS_FROM = 40  # of the 64 of a hash, those that say which bits
+_BITS = tuple(1 << a | 1 << b | 1 << (5 * a + 11 * b + 17) % 64 for a in range(64) for b in range(64))
+_BITS_MASK = len(_BITS) - 1
 
 
 class KeyFilter:
     """See the module."""
 
-    __slots__ = ("_bits", "_count", "_left", "_mask", "_room")
+    __slots__ = ("_count", "_left", "_mask", "_room", "_words")
 
     def __init__(self, keys: Iterator[bytes]) -> None:
         """
         Args:
             keys: those that are there by now, for `step` to go through.
         """
-        self._bits = bytearray(BITS_MIN >> 3)
-        self._mask = BITS_MIN - 1
-        self._room = BITS_MIN // BITS_A_KEY
+        self._words = array("Q", bytes(8 * WORDS_MIN))
+        self._mask = WORDS_MIN - 1
+        self._room = WORDS_MIN * KEYS_A_WORD
         self._count = 0
         self._left: Iterator[bytes] | None = keys
 
@@ -49,40 +52,34 @@ class KeyFilter:
         return self._left is None
 
     def step(self, budget: int) -> bool:
-        """Take in the next `budget` of the keys that were there at first; whether there are more."""
+        """Take in the next `budget` of the keys that were there at first; whether there may be more."""
         if self._left is not None:
-            taken = self._count_of(islice(self._left, budget))
+            taken = 0
+            for key in islice(self._left, budget):
+                self.add(key)
+                taken += 1
             if taken < budget:
                 self._left = None
         return self._left is not None
 
-    def _count_of(self, keys: Iterable[bytes]) -> int:
-        count = 0
-        for key in keys:
-            self.add(key)
-            count += 1
-        return count
-
     def add(self, key: bytes) -> None:
         """The key is there from now on."""
-        bits, mask, place = self._bits, self._mask, hash(key)
-        other = place >> _SECOND & mask
+        words, mask, place = self._words, self._mask, hash(key)
+        bits = _BITS[place >> _BITS_FROM & _BITS_MASK]
         place &= mask
-        if bits[place >> 3] >> (place & 7) & bits[other >> 3] >> (other & 7) & 1:
-            return
-        bits[place >> 3] |= 1 << (place & 7)
-        bits[other >> 3] |= 1 << (other & 7)
-        self._count += 1
-        if self._count > self._room and mask < BITS_MAX - 1:
-            self._bits = bits + bits
-            self._mask = 2 * mask + 1
-            self._room *= 2
+        word = words[place]
+        if word & bits != bits:
+            words[place] = word | bits
+            self._count += 1
+            if self._count > self._room and mask < WORDS_MAX - 1:
+                self._words = words + words
+                self._mask = 2 * mask + 1
+                self._room *= 2
 
     def may_have(self, key: bytes) -> bool:
         """False only where the key is certainly not there."""
         if self._left is not None:
             return True
-        bits, mask, place = self._bits, self._mask, hash(key)
-        other = place >> _SECOND & mask
-        place &= mask
-        return bits[place >> 3] >> (place & 7) & bits[other >> 3] >> (other & 7) & 1 == 1
+        place = hash(key)
+        bits = _BITS[place >> _BITS_FROM & _BITS_MASK]
+        return self._words[place & self._mask] & bits == bits

@@ -28,7 +28,7 @@ def errors(found: KeyFilter) -> float:
 
 
 def test_what_is_there_is_never_denied_however_often_the_table_doubles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(key_filter, "BITS_MIN", 1 << 10)
+    monkeypatch.setattr(key_filter, "WORDS_MIN", 1 << 4)
     keys = [b"key %d" % number for number in range(5000)]
     found = filled([])
     for count, key in enumerate(keys):
@@ -36,7 +36,7 @@ def test_what_is_there_is_never_denied_however_often_the_table_doubles(monkeypat
         if count % 100 == 0:
             assert all(map(found.may_have, keys[: count + 1]))
     assert all(map(found.may_have, keys))
-    assert errors(found) < 0.1  # after eight doublings
+    assert errors(found) < 0.1  # after seven doublings
 
 
 def test_it_errs_rarely() -> None:
@@ -45,12 +45,12 @@ def test_it_errs_rarely() -> None:
 
 
 def test_a_full_table_stays_as_large_as_it_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(key_filter, "BITS_MIN", 1 << 6)
-    monkeypatch.setattr(key_filter, "BITS_MAX", 1 << 8)
+    monkeypatch.setattr(key_filter, "WORDS_MIN", 1)
+    monkeypatch.setattr(key_filter, "WORDS_MAX", 1 << 2)
     keys = [b"key %d" % number for number in range(1000)]
     found = filled(keys)
     assert all(map(found.may_have, keys))
-    assert len(found._bits) == 1 << 8 >> 3
+    assert len(found._words) == 4
 
 
 def test_until_it_has_seen_all_every_key_may_be_there() -> None:
