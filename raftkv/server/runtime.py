@@ -26,7 +26,7 @@ from raftkv.raft.types import EntryKind, NodeId, Role, SnapshotMeta
 from raftkv.replica.effects import Apply, Persist
 from raftkv.replica.replica import Replica
 from raftkv.server.asks import LeaseAnswer, LeaseAsk
-from raftkv.server.callers import Callers
+from raftkv.server.callers import Callers, Waiter
 from raftkv.server.compaction import Compaction
 from raftkv.server.config import NodeConfig
 from raftkv.server.convert import PeerMessage
@@ -126,16 +126,22 @@ class Runtime:
             raise
 
     def submit(self, kind: CommandKind, payload: bytes, deadline: float | None) -> asyncio.Future[Result]:
-        """As `propose`, for callers that have many under way: no task, but a future each.
+        """As `propose`, as a future.
 
         Raises:
             Stopping: at once; what else `propose` raises, the future does. Who no longer waits says so by `abandon`.
         """
+        future: asyncio.Future[Result] = self._loop.create_future()
+        self.submit_for(future, kind, payload, deadline)
+        return future
+
+    def submit_for(self, waiter: Waiter, kind: CommandKind, payload: bytes, deadline: float | None) -> None:
+        """As `submit`, for callers that have many under way: neither task nor future, they are told in the turn."""
         if self.stopping and self.leader in (0, self.node_id):
             raise Stopping
-        future = self.callers.submit(kind, payload, deadline)
-        self._wake()
-        return future
+        self.callers.submit_for(waiter, kind, payload, deadline)
+        if not self._turn_due:
+            self._wake()
 
     async def read_barrier(self, deadline: float | None) -> None:
         """Wait until this node has applied all that was committed when the call came (ReadIndex, Ongaro 6.4).
@@ -179,9 +185,9 @@ class Runtime:
         self._wake()
         return future  # type: ignore[return-value]  # a Future is not covariant
 
-    def abandon(self, future: asyncio.Future[Any]) -> None:
-        """Nobody waits for what `submit`, `submit_read` or `ask_lease` gave any more."""
-        self.callers.abandon(future)
+    def abandon(self, waiter: Waiter) -> None:
+        """Nobody waits for what `submit`, `submit_read` or `ask_lease` gave any more, or this waiter does not."""
+        self.callers.abandon(waiter)
 
     async def transfer_leadership(self, target: NodeId, deadline: float | None) -> None:
         """Hand leadership to `target` and wait until it leads.

@@ -8,9 +8,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from raftkv._pb.common_pb2 import ResponseHeader
+from raftkv.server.callers import Waiter
 from raftkv.server.config import NodeConfig
 from raftkv.server.lessor import LeaseLeft
 from raftkv.state.commands import CommandKind
@@ -104,8 +105,8 @@ class Node(Protocol):
         """Have a command committed and applied here. `deadline` as `loop.time()`; None: the configured time."""
         ...
 
-    def submit(self, kind: CommandKind, payload: bytes, deadline: float | None) -> asyncio.Future[Result]:
-        """As `propose`, as a future; who no longer waits for it says so by `abandon`."""
+    def submit_for(self, waiter: Waiter, kind: CommandKind, payload: bytes, deadline: float | None) -> None:
+        """As `propose`, for a waiter that hears of it at once; when it no longer waits, say so by `abandon`."""
         ...
 
     def submit_read(self, deadline: float | None) -> asyncio.Future[object]:
@@ -128,8 +129,8 @@ class Node(Protocol):
         """Have the leader renew a lease, or say how long it has, once it has proved that it leads; likewise."""
         ...
 
-    def abandon(self, future: asyncio.Future[Any]) -> None:
-        """Nobody waits for this future any more: what was not sent yet is dropped."""
+    def abandon(self, waiter: Waiter) -> None:
+        """It, or this future, does not wait any more: what was not sent yet is dropped."""
         ...
 
     async def read_barrier(self, deadline: float | None) -> None:

@@ -1,4 +1,4 @@
-"""One session stream: requests in, futures and tasks under way, answers out, all of it bounded.
+"""One session stream: requests in, answers out, what is under way between them; all of it bounded.
 
     read -> accept each request -> under way -> finished -> written
               ^                                                |
@@ -24,6 +24,8 @@ from raftkv.server.limits import Inflight
 from raftkv.server.services.contract import Node
 from raftkv.server.services.reads import Reads
 from raftkv.server.services.registry import Stream
+from raftkv.state.commands import CommandKind
+from raftkv.state.results import Result
 from raftkv.state.store import StoreDamaged
 from raftkv.storage.errors import NodeFatal
 
@@ -53,15 +55,33 @@ MUTATIONS = frozenset(
 
 
 class _Request:
-    """One request under way."""
+    """One request under way; a `Waiter` for those that the node is asked for by `Conversation.submit`."""
 
-    __slots__ = ("future", "method", "reply", "size")
+    __slots__ = ("_talk", "future", "id", "is_submitted", "method", "reply", "size")
 
-    def __init__(self, method: pb.SessionMethod.ValueType, size: int) -> None:
-        self.method = method
+    def __init__(self, talk: Conversation, request: pb.SessionRequest, size: int) -> None:
+        self._talk = talk
+        self.id = request.id
+        self.method = request.method
         self.size = size
+        self.is_submitted = False
         self.future: asyncio.Future[Any] | None = None
         self.reply: Callable[[Any], bytes] = bytes
+
+    def done(self) -> bool:
+        """Of `Waiter`: one that is dropped is abandoned, too, and hears nothing."""
+        return False
+
+    def set_result(self, result: Result, /) -> None:
+        """Of `Waiter`."""
+        self._talk.answered(self, result)
+
+    def set_exception(self, fault: Exception, /) -> None:
+        """Of `Waiter`."""
+        self._talk.failed(self, fault)
+
+    def cancel(self) -> None:
+        """Of `Waiter`."""
 
 
 class Conversation:
@@ -117,6 +137,20 @@ class Conversation:
 
     # What `accept` does with a request.
 
+    def submit(
+        self,
+        each: int,
+        kind: CommandKind,
+        payload: bytes,
+        deadline: float | None,
+        reply: Callable[[Result], bytes],
+    ) -> None:
+        """The answer is made by `reply` from the result of a command, in the very turn in which it is applied."""
+        request = self._under_way[each]
+        request.reply = reply
+        self._node.submit_for(request, kind, payload, deadline)
+        request.is_submitted = True
+
     def wait(self, each: int, future: asyncio.Future[Any], reply: Callable[[Any], bytes]) -> None:
         """The answer is made by `reply` from what the node's future gives."""
         request = self._under_way[each]
@@ -162,7 +196,7 @@ class Conversation:
             self._fail(each, method, fault)
             return
         self._bytes += size
-        self._under_way[each] = _Request(method, size)
+        self._under_way[each] = _Request(self, request, size)
         try:
             self._accept(self, request)
         except Exception as fault:  # noqa: BLE001 - as in the registry: a status, whatever it is
@@ -175,7 +209,9 @@ class Conversation:
             request = self._end(each)
             self._count -= 1
             self._room.set()
-            if isinstance(request.future, asyncio.Task):
+            if request.is_submitted:
+                self._node.abandon(request)
+            elif isinstance(request.future, asyncio.Task):
                 request.future.cancel()
             elif request.future is not None:
                 self._node.abandon(request.future)
@@ -186,6 +222,22 @@ class Conversation:
         self._inflight.leave(request.size)
         return request
 
+    def answered(self, request: _Request, result: Result) -> None:
+        """A command is applied that this request had submitted."""
+        each = request.id
+        self._end(each)
+        try:
+            payload = request.reply(result)
+        except Exception as fault:  # noqa: BLE001 - as above
+            self._fail(each, request.method, fault)
+        else:
+            self._put_out(each, payload, None)
+
+    def failed(self, request: _Request, fault: Exception) -> None:
+        """What this request had submitted ended without a result."""
+        self._end(request.id)
+        self._fail(request.id, request.method, fault)
+
     def _finished(self, each: int, future: asyncio.Future[Any]) -> None:
         if each not in self._under_way or future.cancelled():
             return
@@ -195,7 +247,7 @@ class Conversation:
         except Exception as fault:  # noqa: BLE001 - as above
             self._fail(each, request.method, fault)
         else:
-            self._answer(each, payload)
+            self._put_out(each, payload, None)
 
     async def _run(self, each: int, call: Coroutine[Any, Any, bytes]) -> None:
         try:
@@ -204,7 +256,7 @@ class Conversation:
             self._fail(each, self._end(each).method, fault)
         else:
             self._end(each)
-            self._answer(each, payload)
+            self._put_out(each, payload, None)
 
     # Reads.
 
@@ -237,7 +289,7 @@ class Conversation:
             except Exception as fault:  # noqa: BLE001 - as above
                 self._fail(each, ended.method, fault)
             else:
-                self._answer(each, payload)
+                self._put_out(each, payload, None)
 
     async def _read_long(self, request: RangeRequest) -> bytes:
         try:
@@ -247,9 +299,6 @@ class Conversation:
             self._wake.set()
 
     # Answers.
-
-    def _answer(self, each: int, payload: bytes) -> None:
-        self._put_out(each, payload, None)
 
     def _fail(self, each: int, method: pb.SessionMethod.ValueType, fault: Exception) -> None:
         if isinstance(fault, NodeFatal | StoreDamaged):

@@ -128,13 +128,13 @@ class Session:
     def _open(self, talk: Conversation, request: pb.SessionRequest, deadline: float | None) -> None:
         payload = request.payload
         check_session_open(SessionOpen.FromString(payload))
-        talk.wait(request.id, self._node.submit(CommandKind.SESSION_OPEN, payload, deadline), _opened)
+        talk.submit(request.id, CommandKind.SESSION_OPEN, payload, deadline, _opened)
 
     def _close(self, talk: Conversation, request: pb.SessionRequest, deadline: float | None) -> None:
         asked = SessionExpire.FromString(request.payload)
         ended = SessionExpire(sessions=asked.sessions)  # of no term: it is not the leader who says so
         payload = ended.SerializeToString(deterministic=True)
-        talk.wait(request.id, self._node.submit(CommandKind.SESSION_EXPIRE, payload, deadline), _closed)
+        talk.submit(request.id, CommandKind.SESSION_EXPIRE, payload, deadline, _closed)
 
     def _mutate(
         self,
@@ -146,7 +146,7 @@ class Session:
         deadline: float | None,
     ) -> None:
         kind, payload = self._within_session(request, kind, payload)
-        talk.wait(request.id, self._node.submit(kind, payload, deadline), reply)
+        talk.submit(request.id, kind, payload, deadline, reply)
 
     def _within_session(
         self, request: pb.SessionRequest, kind: CommandKind, payload: bytes

@@ -17,6 +17,7 @@ import grpc
 from raftkv._pb import cluster_pb2_grpc, kv_pb2_grpc, lease_pb2_grpc, maintenance_pb2_grpc
 from raftkv.raft.errors import InvalidTransferee
 from raftkv.server import services, transport
+from raftkv.server.callers import Waiter
 from raftkv.server.config import NodeConfig
 from raftkv.server.errors import NoLeader, RequestTimeout
 from raftkv.server.health import Health
@@ -73,6 +74,7 @@ class FakeNode:
         self.on_applied: Callable[[], None] = lambda: None
         self._open = asyncio.Event()
         self._open.set()
+        self._submitted: dict[Waiter, asyncio.Future[Result]] = {}
 
     def hold(self) -> None:
         """Answer nothing from now on."""
@@ -92,8 +94,20 @@ class FakeNode:
         self.on_applied()
         return result
 
-    def submit(self, kind: CommandKind, payload: bytes, deadline: float | None) -> asyncio.Future[Result]:
-        return asyncio.ensure_future(self.propose(kind, payload, deadline))
+    def submit_for(self, waiter: Waiter, kind: CommandKind, payload: bytes, deadline: float | None) -> None:
+        def tell(done: asyncio.Future[Result]) -> None:
+            self._submitted.pop(waiter, None)
+            if done.cancelled():
+                return
+            fault = done.exception()
+            if fault is None:
+                waiter.set_result(done.result())
+            else:
+                assert isinstance(fault, Exception)
+                waiter.set_exception(fault)
+
+        task = self._submitted[waiter] = asyncio.ensure_future(self.propose(kind, payload, deadline))
+        task.add_done_callback(tell)
 
     def submit_read(self, deadline: float | None) -> asyncio.Future[object]:
         return asyncio.ensure_future(self.read_barrier(deadline))
@@ -119,8 +133,8 @@ class FakeNode:
         self.lessor.applied(self.machine.take_lease_events(), self.machine.take_session_events())
         return self.lessor.renew(lease) if renew else self.lessor.look(lease)
 
-    def abandon(self, future: asyncio.Future[Any]) -> None:
-        future.cancel()
+    def abandon(self, waiter: Waiter) -> None:
+        (self._submitted.get(waiter) or waiter).cancel()
 
     async def read_barrier(self, deadline: float | None) -> None:
         self.barriers += 1
