@@ -31,7 +31,7 @@ QUICK_S = 0.0005
 """A disk whose writes take less than this, on average, is quick. The two changes of thread that a write by the thread
 takes cost about as much. A slow write moves the average so far that the next ones are the thread's."""
 AVERAGE_OVER = 8
-SMALL_BYTES = 16 << 10
+SMALL_BYTES = 64 << 10
 
 
 @dataclass(frozen=True, slots=True)

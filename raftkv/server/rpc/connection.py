@@ -22,7 +22,7 @@ from h2.connection import H2Connection
 from h2.errors import ErrorCodes
 from h2.exceptions import H2Error, StreamClosedError, StreamIDTooLowError
 from h2.settings import SettingCodes, Settings
-from hyperframe.frame import GoAwayFrame
+from hyperframe.frame import DataFrame, GoAwayFrame
 
 from raftkv.server.rpc.call import Call, Ended, Metadata
 
@@ -65,6 +65,10 @@ class Limits:
 
 
 BETWEEN_NODES: Final = Limits()
+
+# h2 makes a text of each frame that comes, for a log that nobody keeps, and this one is in hexadecimal: of a batch of
+# entries that takes longer than all else that is done to receive it.
+DataFrame._body_repr = lambda self: f"data={self.body_len} bytes"  # type: ignore[method-assign]
 
 
 class Connection(asyncio.Protocol):
