@@ -294,15 +294,13 @@ class KV:
             done = result.results[0]
             assert isinstance(done, PutResult), "a transaction answers each operation in its kind"
             return done
+        request = kv_pb2.PutRequest()  # field by field: as arguments they would cost more than twice as much
         try:
-            request = kv_pb2.PutRequest(
-                key=context.namespace.key(key),
-                value=value if type(value) is bytes else to_bytes(value, "value"),
-                lease=lease,
-                prev_kv=prev,
-                ignore_value=ignore_value,
-                ignore_lease=ignore_lease,
-            )
+            request.key = context.namespace.key(key)
+            request.value = value if type(value) is bytes else to_bytes(value, "value")
+            if lease or prev or ignore_value or ignore_lease:
+                request.lease, request.prev_kv = lease, prev
+                request.ignore_value, request.ignore_lease = ignore_value, ignore_lease
         except ValueError as error:
             raise _bad(error) from None
         response = await context.call(PUT, request, Purpose.WRITE, timeout)
