@@ -29,7 +29,9 @@ _VERSION = 1
 _BATCH = struct.Struct("<BI")
 _GROUP = struct.Struct("<QQI")
 _HEADER = struct.Struct("<QBI")
-_CALL = struct.Struct("<QQQB")
+CALL_LAYOUT = "<QQQB"
+"""Session, seq, first incomplete and kind, in the terms of `struct`; the payload follows."""
+_CALL = struct.Struct(CALL_LAYOUT)
 _CALL_BYTES = _CALL.size
 
 

@@ -27,6 +27,11 @@ class Directories:
         self._listed: dict[bytes, dict[bytes, bytes]] = {}  # directory -> key -> version; the oldest first
         self._large: dict[bytes, None] = {}  # directories with more than KEYS_MAX keys; the oldest first
 
+    @property
+    def remembers_any(self) -> bool:
+        """Whether any listing is remembered: while none is, `put` and `delete` need not be told of anything."""
+        return bool(self._listed)
+
     def listing(self, start: bytes, stop: bytes | None) -> list[tuple[bytes, bytes]] | None:
         """The pairs of key and version in [start, stop), in key order; None where that is not known."""
         if stop != _end(start):

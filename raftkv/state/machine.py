@@ -62,6 +62,7 @@ from raftkv.state.keys import (
 from raftkv.state.leases import LeaseEvent, LeaseRecord, Leases
 from raftkv.state.mvcc import Reader
 from raftkv.state.overlay import Overlay
+from raftkv.state.plain_puts import apply_plain_puts
 from raftkv.state.ranges import read_range
 from raftkv.state.results import Done, HashKVResult, PutDone, Refusal, RefusalCode, Result
 from raftkv.state.sessions import SessionEvent, Sessions
@@ -162,7 +163,15 @@ class StateMachine:
 
     def _apply_group(self, overlay: Overlay, group: Group) -> list[Result]:
         results: list[Result] = []
-        for _, kind, payload in group.commands:
+        commands = iter(group.commands)
+        while True:
+            if self.alarms:
+                command = next(commands, None)
+            else:  # nearly all commands are done in here
+                command = apply_plain_puts(commands, overlay, self._sessions, results)
+            if command is None:
+                return results
+            _, kind, payload = command
             try:
                 if kind == _SESSION_CALL:
                     result = self._call(overlay, payload)
@@ -175,7 +184,6 @@ class StateMachine:
                 # Answers are part of what replicas must agree on, and those that change nothing are not in the changes.
                 overlay.effects.append(b"refused" + bytes((result.code,)))
             results.append(result)
-        return results
 
     def _apply_command(self, overlay: Overlay, kind: int, payload: bytes) -> Result:
         """One command, in a session or not, but no call of a session; the caller commits its revision.

@@ -30,7 +30,7 @@ from raftkv.state.keys import (
 from raftkv.state.mvcc import Reader
 from raftkv.state.store import KeyValueStore
 
-_ABSENT = b"\xff absent"
+ABSENT = b"\xff absent"
 """Stands for "not in the overlay": a dict cannot say None for that, because None means deleted."""
 
 
@@ -47,15 +47,17 @@ class Overlay:
         self.effects: list[bytes] = []
         """The changes in canonical bytes, for the rolling hash. Whoever hashes them empties the list."""
         self._store = store
-        self._directories = directories
+        self.directories = directories
+        """To be told of every change of a live key."""
+        self.stored = store.get
+        """What the store has for a key, without the changes here."""
         self._attachments = attachments
-        self._store_get = store.get
         self._order: list[bytes] = []  # the keys of `pending`, sorted, as far as `_ordered` many of them
         self._ordered = 0
 
     def get(self, key: bytes) -> bytes | None:
-        value = self.pending.get(key, _ABSENT)
-        return self._store_get(key) if value is _ABSENT else value
+        value = self.pending.get(key, ABSENT)
+        return self.stored(key) if value is ABSENT else value
 
     def iterate(self, start: bytes, stop: bytes | None) -> Iterator[tuple[bytes, bytes]]:
         pending = self.pending
@@ -104,15 +106,15 @@ class Overlay:
     def reader(self, compact_revision: int) -> Reader:
         """The key space as the next operation sees it: with all changes so far, those of the open revision too."""
         revision = self.revision + 1 if self.number else self.revision
-        return Reader(self, revision, compact_revision, directories=self._directories)
+        return Reader(self, revision, compact_revision, directories=self.directories)
 
     def put(self, key: bytes, value: bytes, lease: int) -> None:
         """Set a key, in the open revision, and attach it to `lease` and to no other; 0 is none."""
         pending = self.pending
         current_key = b"c" + key
-        old = pending.get(current_key, _ABSENT)
-        if old is _ABSENT:
-            old = self._store_get(current_key)
+        old = pending.get(current_key, ABSENT)
+        if old is ABSENT:
+            old = self.stored(current_key)
         revision = self.revision + 1
         place = PLACE.pack(revision, self.number)
         self.number += 1
@@ -131,7 +133,7 @@ class Overlay:
             if lease != old_lease:
                 self._move(key, old_lease, lease)
         pending[current_key] = now = place + VERSION_TAIL.pack(create_revision, version, lease)
-        self._directories.put(key, now)
+        self.directories.put(key, now)
         record = RECORD_HEAD.pack(0, replaced, create_revision, version, lease, len(key), len(value)) + key + value
         pending[b"r" + place] = record
         self.effects.append(place)
@@ -156,7 +158,7 @@ class Overlay:
         record = RECORD_HEAD.pack(flags, version[:PLACE_BYTES], 0, 0, 0, len(key), 0) + key
         self.pending[history_prefix(key) + place] = version
         self.pending[b"c" + key] = None
-        self._directories.delete(key)
+        self.directories.delete(key)
         self.pending[b"r" + place] = record
         if version[-8:] != NO_LEASE:
             self.pending[LEASE_KEY + version[-8:] + key] = None
@@ -181,7 +183,7 @@ class Overlay:
         if self.number:
             del self.effects[-2 * self.number :]
         self.number = 0
-        self._directories.forget()
+        self.directories.forget()
         self._attachments.forget()
         self.pending = savepoint
         self._order = []

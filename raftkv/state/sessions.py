@@ -73,7 +73,8 @@ _SEQ = struct.Struct(">Q")
 _ACKNOWLEDGED = struct.Struct(">QQ")  # session, the lowest number that is not
 _ANSWER = struct.Struct(">QI")  # seq, bytes of the answer; then the answer, if it is small
 _ANSWER_BYTES = _ANSWER.size
-_PUT_ANSWER = struct.Struct(">QIBq")  # both for a `PutDone`, packed at once because nearly all answers are that
+PUT_ANSWER = struct.Struct(">QIBq")
+"""Seq, size and answer for a `PutDone`, packed at once because nearly all answers are that."""
 _SMALL_BYTES_MAX = 256
 """An answer is written anew as long as it is kept and calls come, so a large one lies apart. It says how the bytes on
 disk are to be read, so it never changes."""
@@ -101,7 +102,7 @@ def granted_ttl_ms(request: SessionOpen) -> int:
     return min(max(request.ttl_ms or TTL_MS_DEFAULT, TTL_MS_MIN), TTL_MS_MAX)
 
 
-class _Kept:
+class Kept:
     """What one session keeps."""
 
     __slots__ = ("acknowledged", "bytes", "id", "large", "records")
@@ -114,7 +115,7 @@ class _Kept:
         self.bytes = 0  # of all answers
 
     @classmethod
-    def decode(cls, session: int, data: bytes) -> _Kept:
+    def decode(cls, session: int, data: bytes) -> Kept:
         """From what `encode` gave."""
         kept = cls(session)
         (kept.acknowledged,) = _SEQ.unpack_from(data)
@@ -172,8 +173,9 @@ class Sessions:
             for key, value in store.iterate(SESSION, SESSION_END)
         }
         """The time to live by id, in milliseconds."""
-        self._kept: dict[int, _Kept] = {}  # a cache, but for those that are in `_changed`
-        self._changed: dict[int, _Kept] = {}  # since the last write batch
+        self.changed: dict[int, Kept] = {}
+        """What `flush` will write, by session: whoever changes one puts it here."""
+        self._kept: dict[int, Kept] = {}  # a cache, but for those that are in `changed`
         self._events: list[SessionEvent] | None = None  # None: nobody has asked yet, so nothing is gathered
         self._used = 0  # what the last of these events tells of, if it is of use
         self._entry_index = 0
@@ -197,7 +199,7 @@ class Sessions:
         self._opened += 1
         ttl_ms = granted_ttl_ms(request)
         self.ttls[session] = ttl_ms
-        self._kept[session] = _Kept(session)
+        self._kept[session] = Kept(session)
         key, value = SESSION + SESSION_ID.pack(session), SESSION_TTL.pack(ttl_ms)
         overlay.pending[key] = value
         overlay.effects.append(key + value)
@@ -222,7 +224,7 @@ class Sessions:
             overlay.effects.append(b"session ended" + packed)
             del self.ttls[session]
             del self._kept[session]
-            self._changed.pop(session, None)
+            self.changed.pop(session, None)
             if self._events is not None:
                 self._events.append((SessionChange.EXPIRED, session))
                 self._used = 0
@@ -243,9 +245,8 @@ class Sessions:
             kept = self._kept_of(overlay, session)
         if not seq or kind not in CALLABLE:
             return RefusalCode.MALFORMED
-        if session != self._used and self._events is not None:
-            self._events.append((SessionChange.USED, session))
-            self._used = session
+        if session != self._used:
+            self._note_use(session)
         records = kept.records
         if seq in records:
             return self._answer_again(overlay, kept, session, seq)
@@ -254,21 +255,36 @@ class Sessions:
             return RefusalCode.STALE_SEQUENCE
         if first_incomplete > acknowledged:
             acknowledged = first_incomplete
-            self._changed[session] = kept
-            overlay.effects.append(_ACKNOWLEDGED.pack(session, first_incomplete))
-            for gone in kept.forget(first_incomplete):
-                overlay.pending[SESSION_RESULT + RESULT_ID.pack(session, gone)] = None
+            self.acknowledge(overlay, session, kept, first_incomplete)
         # The one call that all others wait for: refused while they fill the session, it could never make them room.
         # There is one such number at a time, so that the bounds are exceeded by one answer.
         if seq != acknowledged and (len(records) >= ANSWERS_MAX or kept.bytes >= ANSWERS_BYTES_MAX):
             return RefusalCode.SESSION_FULL
         return None
 
+    def use(self, session: int) -> Kept | None:
+        """For those who do what `admit` and `keep` do themselves: a call has come that has a number and may be called.
+
+        Returns:
+            What the session keeps. None where that is not in memory, or there is no such session: nothing was done.
+        """
+        kept = self._kept.get(session)
+        if kept is not None and session != self._used:
+            self._note_use(session)
+        return kept
+
+    def acknowledge(self, overlay: Overlay, session: int, kept: Kept, first_incomplete: int) -> None:
+        """Forget what is below the first incomplete number, which is higher than what was acknowledged before."""
+        self.changed[session] = kept
+        overlay.effects.append(_ACKNOWLEDGED.pack(session, first_incomplete))
+        for gone in kept.forget(first_incomplete):
+            overlay.pending[SESSION_RESULT + RESULT_ID.pack(session, gone)] = None
+
     def keep(self, overlay: Overlay, session: int, seq: int, result: Result, compact_revision: int) -> None:
         """Keep what came of a call that was admitted; the revision it made may be open still."""
-        kept = self._changed[session] = self._kept[session]
+        kept = self.changed[session] = self._kept[session]
         if type(result) is PutDone:
-            record = kept.records[seq] = _PUT_ANSWER.pack(seq, PUT_DONE_BYTES, PUT_DONE, result.revision)
+            record = kept.records[seq] = PUT_ANSWER.pack(seq, PUT_DONE_BYTES, PUT_DONE, result.revision)
             kept.bytes += PUT_DONE_BYTES
             overlay.effects += (kept.id, record)
             return
@@ -283,21 +299,26 @@ class Sessions:
 
     def flush(self, overlay: Overlay) -> None:
         """Put what has changed since the last time into the write batch."""
-        for kept in self._changed.values():
+        for kept in self.changed.values():
             overlay.pending[SESSION_ANSWERS + kept.id] = kept.encode()
-        self._changed.clear()
+        self.changed.clear()
         if len(self._kept) > _LOADED_MAX:
             self._kept.clear()
 
-    def _kept_of(self, overlay: Overlay, session: int) -> _Kept:
+    def _note_use(self, session: int) -> None:
+        self._used = session
+        if self._events is not None:
+            self._events.append((SessionChange.USED, session))
+
+    def _kept_of(self, overlay: Overlay, session: int) -> Kept:
         """What a session keeps, from the store where it is not in memory."""
         kept = self._kept.get(session)
         if kept is None:
             stored = overlay.get(SESSION_ANSWERS + SESSION_ID.pack(session))
-            kept = self._kept[session] = _Kept(session) if stored is None else _Kept.decode(session, stored)
+            kept = self._kept[session] = Kept(session) if stored is None else Kept.decode(session, stored)
         return kept
 
-    def _answer_again(self, overlay: Overlay, kept: _Kept, session: int, seq: int) -> Result:
+    def _answer_again(self, overlay: Overlay, kept: Kept, session: int, seq: int) -> Result:
         if seq not in kept.large:
             return decode_result(kept.records[seq][_ANSWER_BYTES:])
         stored = overlay.get(SESSION_RESULT + RESULT_ID.pack(session, seq))

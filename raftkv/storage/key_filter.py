@@ -16,7 +16,7 @@ was deleted it says "may be there".
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 
 WORDS_MIN = 1 << 16
@@ -54,27 +54,28 @@ class KeyFilter:
     def step(self, budget: int) -> bool:
         """Take in the next `budget` of the keys that were there at first; whether there may be more."""
         if self._left is not None:
-            taken = 0
-            for key in islice(self._left, budget):
-                self.add(key)
-                taken += 1
-            if taken < budget:
+            keys = list(islice(self._left, budget))
+            self.add_all(keys)
+            if len(keys) < budget:
                 self._left = None
         return self._left is not None
 
-    def add(self, key: bytes) -> None:
-        """The key is there from now on."""
-        words, mask, place = self._words, self._mask, hash(key)
-        bits = _BITS[place >> _BITS_FROM & _BITS_MASK]
-        place &= mask
-        word = words[place]
-        if word & bits != bits:
-            words[place] = word | bits
-            self._count += 1
-            if self._count > self._room and mask < WORDS_MAX - 1:
-                self._words = words + words
-                self._mask = 2 * mask + 1
-                self._room *= 2
+    def add_all(self, keys: Iterable[bytes]) -> None:
+        """The keys are there from now on."""
+        words, mask, count = self._words, self._mask, self._count
+        for key in keys:
+            place = hash(key)
+            bits = _BITS[place >> _BITS_FROM & _BITS_MASK]
+            place &= mask
+            word = words[place]
+            if word & bits != bits:
+                words[place] = word | bits
+                count += 1
+                if count > self._room and mask < WORDS_MAX - 1:
+                    self._words = words = words + words
+                    self._mask = mask = 2 * mask + 1
+                    self._room *= 2
+        self._count = count
 
     def may_have(self, key: bytes) -> bool:
         """False only where the key is certainly not there."""

@@ -159,10 +159,12 @@ class StateStore:
         batch = self._engine.batch(sync=False)
         put = batch.put
         filtered = self._filtered
+        added = []
         for key, value in puts:
             put(key, value + crc32c(key + value).to_bytes(4, "little"))  # in two steps it costs more than the copy
             if key[:1] == filtered:
-                self._filter.add(key)
+                added.append(key)
+        self._filter.add_all(added)
         for key in deletes:
             batch.delete(key)
         self._engine.write(batch, sync=False)

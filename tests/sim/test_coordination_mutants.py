@@ -18,7 +18,7 @@ from raftkv.sim.lease_port import SimPort
 from raftkv.sim.run import SeedFailed, run_seed
 from raftkv.state import txn
 from raftkv.state.leases import Leases
-from raftkv.state.sessions import Sessions, _Kept
+from raftkv.state.sessions import Kept, Sessions
 
 Patch = Callable[[pytest.MonkeyPatch], None]
 
@@ -37,7 +37,7 @@ def repeated_calls_are_done_again(patch: pytest.MonkeyPatch) -> None:
 
 def answers_are_forgotten_in_a_restart(patch: pytest.MonkeyPatch) -> None:
     """X1 X2 S1"""
-    patch.setattr(_Kept, "decode", classmethod(lambda cls, session, data: cls(session)))
+    patch.setattr(Kept, "decode", classmethod(lambda cls, session, data: cls(session)))
 
 
 def an_ended_session_goes_on(patch: pytest.MonkeyPatch) -> None:
@@ -47,7 +47,7 @@ def an_ended_session_goes_on(patch: pytest.MonkeyPatch) -> None:
     def admit(self: Sessions, overlay: Any, session: int, seq: int, first_incomplete: int, kind: int) -> Any:
         if session not in self.ttls:
             self.ttls[session] = 10_000
-            self._kept[session] = _Kept(session)
+            self._kept[session] = Kept(session)
         return original(self, overlay, session, seq, first_incomplete, kind)
 
     patch.setattr(Sessions, "admit", admit)

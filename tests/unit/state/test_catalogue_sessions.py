@@ -16,7 +16,7 @@ from raftkv._pb.state_pb2 import SessionExpire, SessionOpen, SessionOpened
 from raftkv.state.commands import Command, CommandKind, Group
 from raftkv.state.machine import StateMachine
 from raftkv.state.results import PutDone, Refusal, RefusalCode, Result, encode_result
-from raftkv.state.sessions import ANSWERS_MAX, Sessions, _Kept
+from raftkv.state.sessions import ANSWERS_MAX, Kept, Sessions
 from raftkv.state.store import KeyValueStore, MemoryStore
 
 Check = Callable[[], None]
@@ -157,7 +157,7 @@ def keeps_no_answers(patch: pytest.MonkeyPatch) -> None:
 
 def keeps_answers_in_memory_only(patch: pytest.MonkeyPatch) -> None:
     """M-73 after a restart: the table is not stored with the effects."""
-    patch.setattr(Sessions, "flush", lambda self, overlay: self._changed.clear())
+    patch.setattr(Sessions, "flush", lambda self, overlay: self.changed.clear())
 
 
 class _Everybody(dict[int, int]):
@@ -177,14 +177,14 @@ def knows_every_session(patch: pytest.MonkeyPatch) -> None:
 
 
 def forgets_what_was_acknowledged(patch: pytest.MonkeyPatch) -> None:
-    original = _Kept.forget
+    original = Kept.forget
 
-    def forget(self: _Kept, first_incomplete: int) -> list[int]:
+    def forget(self: Kept, first_incomplete: int) -> list[int]:
         gone = original(self, first_incomplete)
         self.acknowledged = 0
         return gone
 
-    patch.setattr(_Kept, "forget", forget)
+    patch.setattr(Kept, "forget", forget)
 
 
 CHECKS: list[Check] = [

@@ -79,7 +79,7 @@ def stored(kv: Driver) -> dict[bytes, bytes]:
 
 def kept(kv: Driver, session: int) -> list[int]:
     data = kv.store.get(SESSION_ANSWERS + SESSION_ID.pack(session))
-    return [] if data is None else list(sessions._Kept.decode(session, data).records)
+    return [] if data is None else list(sessions.Kept.decode(session, data).records)
 
 
 def test_ids_are_unique_and_made_of_the_log_alone(kv: Driver) -> None:
@@ -465,15 +465,15 @@ def test_the_answer_of_a_put_is_its_revision_and_comes_back_after_a_restart_and_
 def test_the_answer_of_a_put_is_kept_as_any_answer_would_be(seq: int, revision: int) -> None:
     """It is packed in one step, which must not show: what is on disk is the number, the size, the encoded result."""
     encoded = encode_result(PutDone(revision))
-    kept = sessions._Kept(1)
+    kept = sessions.Kept(1)
     overlay = Overlay(MemoryStore(), 1, Directories(), Attachments())
     table = sessions.Sessions(MemoryStore())
     table._kept[1] = kept
     table.keep(overlay, 1, seq, PutDone(revision), -1)
-    other = sessions._Kept(1)
+    other = sessions.Kept(1)
     assert other.keep(seq, encoded) == kept.records[seq]
     assert (other.bytes, other.encode()) == (kept.bytes, kept.encode())
-    again = sessions._Kept.decode(1, kept.encode())
+    again = sessions.Kept.decode(1, kept.encode())
     assert (again.records, again.bytes, again.large) == (kept.records, kept.bytes, kept.large)
 
 

@@ -32,7 +32,7 @@ def test_what_is_there_is_never_denied_however_often_the_table_doubles(monkeypat
     keys = [b"key %d" % number for number in range(5000)]
     found = filled([])
     for count, key in enumerate(keys):
-        found.add(key)
+        found.add_all([key])
         if count % 100 == 0:
             assert all(map(found.may_have, keys[: count + 1]))
     assert all(map(found.may_have, keys))
@@ -58,7 +58,7 @@ def test_until_it_has_seen_all_every_key_may_be_there() -> None:
     assert found.may_have(b"absent")
     assert found.step(2)
     assert found.may_have(b"absent")
-    found.add(b"4")
+    found.add_all([b"4"])
     assert found.step(1)  # whether there is more shows at the next
     assert not found.complete
     assert not found.step(1)
