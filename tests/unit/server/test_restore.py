@@ -17,7 +17,7 @@ from raftkv.server.errors import ConfigError
 from raftkv.server.restore import BackupStatus, RestoreConfig, RestoreFailed, inspect, restore
 from raftkv.server.stores import Stores
 from raftkv.state.commands import Command, CommandKind, Group
-from raftkv.state.keys import STATE_KEY
+from raftkv.state.keys import STATE_FORMAT, STATE_KEY
 from raftkv.state.machine import StateMachine
 from raftkv.state.restoring import BUMP_MAX, BUMP_MIN
 from raftkv.state.store import MemoryStore
@@ -149,11 +149,12 @@ def test_a_backup_without_a_state_is_refused(tmp_path: Path) -> None:
         inspect(file)
 
 
-def test_a_state_of_a_later_format_is_refused(tmp_path: Path, machine: StateMachine) -> None:
+@pytest.mark.parametrize("other", [STATE_FORMAT - 1, STATE_FORMAT + 1])
+def test_a_state_of_another_format_is_refused(tmp_path: Path, machine: StateMachine, other: int) -> None:
     stored = machine.store.get(STATE_KEY)
     assert stored is not None
-    machine.store.write([(STATE_KEY, b"\x02" + stored[1:])], ())
-    assert "not of format 1" in nothing_was_made(tmp_path, backup_of(machine, tmp_path / "backup"))
+    machine.store.write([(STATE_KEY, bytes((other,)) + stored[1:])], ())
+    assert f"not of format {STATE_FORMAT}" in nothing_was_made(tmp_path, backup_of(machine, tmp_path / "backup"))
 
 
 def test_numbers_that_would_run_out_are_refused(tmp_path: Path, machine: StateMachine) -> None:
