@@ -17,7 +17,7 @@ from raftkv.sim.run import Report, run_seed
 
 SEEDS = int(os.environ.get("RAFTKV_SIM_SEEDS", "240"))
 FIRST = int(os.environ.get("RAFTKV_SIM_FROM", "0"))
-LONG_SEEDS = 42
+LONG_SEEDS = 24
 PARTS = 12
 LONG_PARTS = 6
 
