@@ -239,15 +239,15 @@ class Conversation:
         self._fail(request.id, request.method, fault)
 
     def _finished(self, each: int, future: asyncio.Future[Any]) -> None:
-        if each not in self._under_way or future.cancelled():
+        request = self._under_way.get(each)
+        if request is None or future.cancelled():
             return
-        request = self._end(each)
-        try:
-            payload = request.reply(future.result())
-        except Exception as fault:  # noqa: BLE001 - as above
-            self._fail(each, request.method, fault)
+        fault = future.exception()
+        if fault is None:
+            self.answered(request, future.result())
         else:
-            self._put_out(each, payload, None)
+            assert isinstance(fault, Exception), "a base exception"
+            self.failed(request, fault)
 
     async def _run(self, each: int, call: Coroutine[Any, Any, bytes]) -> None:
         try:
