@@ -25,9 +25,9 @@ from google.protobuf.message import DecodeError
 from grpc import StatusCode
 
 from raftkv.raft import errors as raft
+from raftkv.rpc.methods import Context
 from raftkv.server import errors
 from raftkv.server.errors import Executed, TimeoutKind
-from raftkv.server.rpc.methods import Context
 from raftkv.state.results import Refusal, RefusalCode, Refused
 from raftkv.state.validate import InvalidCode, InvalidRequest
 

@@ -20,7 +20,7 @@ import grpc
 from grpc_health.v1 import health_pb2_grpc
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
-from raftkv.server.rpc.methods import Context, MethodServer
+from raftkv.rpc.methods import Context, MethodServer
 
 STOPPING = "stopping"
 LIVENESS = ""

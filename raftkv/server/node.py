@@ -21,11 +21,11 @@ from raftkv._pb import state_pb2
 from raftkv.raft.config import RaftConfig
 from raftkv.raft.core import Raft
 from raftkv.replica.replica import Replica
+from raftkv.rpc.server import Server
 from raftkv.server import interpreter, logs, peers, services, transport
 from raftkv.server.config import NodeConfig
 from raftkv.server.errors import RequestError
 from raftkv.server.health import Health
-from raftkv.server.rpc.server import Server
 from raftkv.server.runtime import Runtime
 from raftkv.server.snapshots import SnapshotReceiver
 from raftkv.server.stores import EXIT_FATAL, Stores

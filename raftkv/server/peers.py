@@ -23,10 +23,10 @@ import structlog
 
 from raftkv._pb import raft_pb2
 from raftkv.raft.types import NodeId
+from raftkv.rpc.call import Call, Ended
+from raftkv.rpc.connection import dial
 from raftkv.server import convert
 from raftkv.server.convert import PeerMessage
-from raftkv.server.rpc.call import Call, Ended
-from raftkv.server.rpc.connection import dial
 
 STREAM: Final = "/raftkv.v1.Peer/Stream"
 SNAPSHOT: Final = "/raftkv.v1.Peer/Snapshot"

@@ -19,10 +19,10 @@ import structlog
 
 from raftkv._pb import raft_pb2
 from raftkv.raft.types import NodeId, SnapshotMeta
+from raftkv.rpc.call import Call, Ended
+from raftkv.rpc.connection import dial
 from raftkv.server import convert
 from raftkv.server.peers import DIAL_S, SNAPSHOT, PeerService, Receiver
-from raftkv.server.rpc.call import Call, Ended
-from raftkv.server.rpc.connection import dial
 from raftkv.storage.errors import NodeFatal, SnapshotFailed
 from raftkv.storage.snapshots import IncomingSnapshot, SnapshotFile, SnapshotSpool
 

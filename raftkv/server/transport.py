@@ -8,10 +8,10 @@ import socket
 from collections.abc import Sequence
 from typing import Final
 
+from raftkv.rpc.connection import Limits
+from raftkv.rpc.methods import MethodServer
+from raftkv.rpc.server import Server
 from raftkv.server.config import NodeConfig
-from raftkv.server.rpc.connection import Limits
-from raftkv.server.rpc.methods import MethodServer
-from raftkv.server.rpc.server import Server
 
 RECEIVE_MARGIN_BYTES: Final = 512 * 1024
 """What a message may exceed `max_request_bytes` by before gRPC itself refuses it; as in etcd."""

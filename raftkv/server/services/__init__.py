@@ -8,8 +8,8 @@ from typing import cast
 import grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
+from raftkv.rpc.methods import MethodServer
 from raftkv.server.limits import Inflight
-from raftkv.server.rpc.methods import MethodServer
 from raftkv.server.services.candidates import Candidates
 from raftkv.server.services.cluster import Cluster
 from raftkv.server.services.contract import Node

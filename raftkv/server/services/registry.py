@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 
 import grpc
 
+from raftkv.rpc.methods import ClientGone, Context, MethodServer
 from raftkv.server.errors import NoLeader
 from raftkv.server.grpc_errors import abort, answer_to
 from raftkv.server.limits import Inflight
-from raftkv.server.rpc.methods import ClientGone, Context, MethodServer
 from raftkv.server.services.contract import Node
 from raftkv.server.services.streams import Stream, Streams, deadline_of, wants_leader
 from raftkv.state.store import StoreDamaged

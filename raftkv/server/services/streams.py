@@ -15,8 +15,8 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterator
 
+from raftkv.rpc.methods import Context
 from raftkv.server.errors import DeadlineExceeded, NoLeader, RequestError, Stopping
-from raftkv.server.rpc.methods import Context
 from raftkv.server.services.contract import Node
 
 HAS_LEADER = "hasleader"

@@ -10,10 +10,10 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
 import grpc
-import structlog
+from hyperframe.frame import DataFrame
 
-from raftkv.server.rpc.call import Call, Ended
-from raftkv.server.rpc.connection import BETWEEN_NODES, Connection, Limits
+from raftkv.rpc.call import Call, Ended
+from raftkv.rpc.connection import BETWEEN_NODES, LOG, Connection, Limits
 
 Handler = Callable[[Call], Awaitable[None]]
 """Serves one call: it accepts, reads, sends, and returns; or raises `Ended`."""
@@ -21,6 +21,10 @@ Handler = Callable[[Call], Awaitable[None]]
 BACKLOG: Final = 1024
 """Who may wait to be connected: all clients of a node that has died come to the others at once."""
 _MAY_BE_MISSING: Final = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+
+# h2 makes a text of each frame that comes, for a log that nobody keeps, and this one is in hexadecimal: of a batch of
+# entries that takes longer than all else that is done to receive it.
+DataFrame._body_repr = lambda self: f"data={self.body_len} bytes"  # type: ignore[method-assign]
 
 
 class Server:
@@ -130,8 +134,8 @@ class Server:
             call.finish(_WELL)
         except Ended as ended:
             call.finish(ended)
-        except Exception as fault:  # noqa: BLE001 - one call's, not the node's
-            structlog.get_logger().error("call_failed", path=call.headers.get(":path"), exc_info=fault)
+        except Exception as fault:  # noqa: BLE001 - one call's, not the process's
+            LOG.exception("raftkv: %s failed", call.headers.get(":path"))
             call.finish(Ended(grpc.StatusCode.UNKNOWN, f"{type(fault).__name__}: {fault}"))
         finally:
             call.cancel()

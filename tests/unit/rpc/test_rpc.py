@@ -12,9 +12,9 @@ import grpc
 import grpc.aio
 import pytest
 
-from raftkv.server.rpc.call import Call, Ended, Metadata
-from raftkv.server.rpc.connection import BETWEEN_NODES, Connection, Limits, dial
-from raftkv.server.rpc.server import Handler, Server
+from raftkv.rpc.call import Call, Ended, Metadata
+from raftkv.rpc.connection import BETWEEN_NODES, Connection, Limits, dial
+from raftkv.rpc.server import Handler, Server
 
 ECHO = "/test.Echo/Echo"
 

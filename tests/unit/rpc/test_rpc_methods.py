@@ -12,15 +12,15 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
-from fake_node import failure, trailers, until
 from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.events import ConnectionTerminated, Event, PingAckReceived
 from h2.settings import SettingCodes
 
-from raftkv.server.rpc import connection
-from raftkv.server.rpc.connection import Limits, dial
-from raftkv.server.rpc.methods import ClientGone, Context, MethodServer
+from raftkv.rpc import connection
+from raftkv.rpc.connection import Limits, dial
+from raftkv.rpc.methods import ClientGone, Context, MethodServer
+from tests.unit.server.fake_node import failure, trailers, until
 
 LIMITS = Limits(
     message_bytes_max=1 << 20,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,16 +16,17 @@ from typing import Final, cast
 from urllib.parse import quote, unquote
 
 import grpc
-import structlog
 from h2 import events
 from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.errors import ErrorCodes
 from h2.exceptions import H2Error, StreamClosedError, StreamIDTooLowError
 from h2.settings import SettingCodes, Settings
-from hyperframe.frame import DataFrame, GoAwayFrame
+from hyperframe.frame import GoAwayFrame
 
-from raftkv.server.rpc.call import Call, Ended, Metadata
+from raftkv.rpc.call import Call, Ended, Metadata
+
+LOG: Final = logging.getLogger("raftkv")
 
 GRACE_S: Final = 0.1
 """A process that was held up finds the answer in its socket: it looks there once more before it drops anything."""
@@ -66,10 +68,6 @@ class Limits:
 
 BETWEEN_NODES: Final = Limits()
 
-# h2 makes a text of each frame that comes, for a log that nobody keeps, and this one is in hexadecimal: of a batch of
-# entries that takes longer than all else that is done to receive it.
-DataFrame._body_repr = lambda self: f"data={self.body_len} bytes"  # type: ignore[method-assign]
-
 
 class Connection(asyncio.Protocol):
     """See the module."""
@@ -89,6 +87,8 @@ class Connection(asyncio.Protocol):
         self.is_paused = True
         self.message_bytes_max = limits.message_bytes_max
         self.peer_name = ""
+        self.authority = "raftkv"
+        """What calls that begin here name as the server."""
         self._limits = limits
         self._on_call = on_call
         self._on_lost = on_lost
@@ -184,7 +184,7 @@ class Connection(asyncio.Protocol):
             (":method", "POST"),
             (":scheme", "http"),
             (":path", path),
-            (":authority", "raftkv"),
+            (":authority", self.authority),
             ("te", "trailers"),
             ("content-type", "application/grpc"),
             *metadata,
@@ -324,10 +324,20 @@ class Connection(asyncio.Protocol):
         try:
             call.received(event.data, event.flow_controlled_length)
         except Ended as ended:
+            self._fail(call, ended)
+        except Exception as fault:
+            LOG.exception("raftkv: a call with %s failed", self.peer_name)
+            self._fail(call, Ended(grpc.StatusCode.UNKNOWN, f"{type(fault).__name__}: {fault}"))
+
+    def _fail(self, call: Call, ended: Ended) -> None:
+        """What the other side sent can't be taken."""
+        if self._on_call is not None:
             call.finish(ended)
-        except Exception as fault:  # noqa: BLE001 - one call's, not the node's
-            structlog.get_logger().error("call_failed", peer=self.peer_name, exc_info=fault)
-            call.finish(Ended(grpc.StatusCode.UNKNOWN, f"{type(fault).__name__}: {fault}"))
+            return
+        with contextlib.suppress(*_CLOSED):
+            self._h2.reset_stream(call.number, ErrorCodes.CANCEL)
+        self._end(call, ended)
+        self._sent()
 
     def _begin(self, number: int, headers: Mapping[str, str]) -> None:
         if self._going_away:
@@ -349,7 +359,8 @@ class Connection(asyncio.Protocol):
         if "grpc-status" in headers:
             code = _CODES.get(int(headers["grpc-status"]) if headers["grpc-status"].isdigit() else 2)
             call.is_complete = True
-            self._end(call, Ended(code or grpc.StatusCode.UNKNOWN, unquote(headers.get("grpc-message", ""))))
+            reason = unquote(headers.get("grpc-message", ""))
+            self._end(call, Ended(code or grpc.StatusCode.UNKNOWN, reason, tuple(headers.items())))
         elif headers.get(":status") != "200":
             self._end(call, Ended(grpc.StatusCode.UNKNOWN, f"HTTP status {headers.get(':status')}"))
         else:
@@ -450,4 +461,5 @@ async def dial(address: str, timeout_s: float, limits: Limits = BETWEEN_NODES) -
     loop = asyncio.get_running_loop()
     async with asyncio.timeout(timeout_s):
         _, connection = await loop.create_connection(lambda: Connection(limits), host.strip("[]"), int(port))
+    connection.authority = address
     return connection

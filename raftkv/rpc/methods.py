@@ -14,8 +14,8 @@ from typing import Any, Final, NoReturn
 
 import grpc
 
-from raftkv.server.rpc.call import Call, Ended, Metadata
-from raftkv.server.rpc.server import Handler, Server
+from raftkv.rpc.call import Call, Ended, Metadata
+from raftkv.rpc.server import Handler, Server
 
 _UNITS: Final = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
 _DIGITS_MAX: Final = 8  # of a deadline, says gRPC
