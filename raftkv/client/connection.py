@@ -9,13 +9,14 @@ A connection reports; it decides nothing. Who is asked is `routing`, what a fail
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import grpc
 import grpc.aio
 
 from raftkv.client import health
 from raftkv.client.breaker import Breaker, BreakerConfig, BreakerState
+from raftkv.client.endpoints import is_proxied
 from raftkv.client.health import Health
 from raftkv.client.methods import Method, RequestT, ResponseT, StreamedT, StreamMethod
 from raftkv.client.tls import TLS
@@ -24,12 +25,15 @@ READY: Final = grpc.ChannelConnectivity.READY
 FAILED: Final = grpc.ChannelConnectivity.TRANSIENT_FAILURE
 TROUBLE_TIMEOUT_S: Final = 1.0
 
+KEEPALIVE_S: Final = 10.0
+KEEPALIVE_ANSWER_S: Final = 5.0
+
 # The pair of keepalive settings that was measured to notice a frozen or black-holed server:
 # `grpc.http2.ping_timeout_ms` decides (its default is a minute), `keepalive_timeout_ms` alone does nothing.
 CHANNEL_OPTIONS: Final[Mapping[str, int]] = {
-    "grpc.keepalive_time_ms": 10_000,
-    "grpc.keepalive_timeout_ms": 5_000,
-    "grpc.http2.ping_timeout_ms": 5_000,
+    "grpc.keepalive_time_ms": int(KEEPALIVE_S * 1000),
+    "grpc.keepalive_timeout_ms": int(KEEPALIVE_ANSWER_S * 1000),
+    "grpc.http2.ping_timeout_ms": int(KEEPALIVE_ANSWER_S * 1000),
     "grpc.keepalive_permit_without_calls": 1,
     "grpc.http2.max_pings_without_data": 0,
     # A cluster that is back must be found within a second; the default would wait up to two minutes.
@@ -45,7 +49,13 @@ CHANNEL_OPTIONS: Final[Mapping[str, int]] = {
     "grpc.use_local_subchannel_pool": 1,
 }
 
-LastingCall = grpc.aio.StreamStreamCall[Any, Any] | grpc.aio.UnaryUnaryCall[Any, Any]
+
+class LastingCall(Protocol):
+    """What is ended when the node turns out to be silent."""
+
+    def cancel(self) -> object: ...
+
+
 UnaryCall = Callable[..., Any]  # grpc.aio's multicallable; typed where it is called: `Connection.unary`
 
 
@@ -68,6 +78,7 @@ class Connection:
         "heard_in",
         "inflight",
         "is_learner",
+        "is_plain",
         "member_id",
         "open_streams",
         "suspect",
@@ -87,6 +98,8 @@ class Connection:
     ) -> None:
         self.endpoint: Final = endpoint
         self.channel: Final = _channel(endpoint, options, interceptors, tls)
+        self.is_plain: Final = not (tls or options or interceptors or is_proxied(endpoint))
+        """Whether another connection to the endpoint would be as the channel's, without gRPC's help."""
         self._get_state = self.channel.get_state
         self._calls: dict[Method[Any, Any], UnaryCall] = {}
         self._bidis: dict[StreamMethod[Any, Any], UnaryCall] = {}

@@ -17,6 +17,8 @@ from raftkv.client.errors import ConfigError
 
 DEFAULT_ENDPOINT: Final = "127.0.0.1:2379"
 DEFAULT_PORT: Final = 2379
+PROXIES: Final = ("grpc_proxy", "https_proxy", "http_proxy")
+NO_PROXIES: Final = ("no_grpc_proxy", "no_proxy")
 ENVIRONMENT: Final = ("RAFTKV_ENDPOINTS", "ETCDCTL_ENDPOINTS")
 URL_SCHEMES: Final = ("raftkv", "etcd")
 URL_OPTIONS: Final = ("timeout", "routing", "consistency")
@@ -77,6 +79,17 @@ def parse_endpoint(text: str, source: str = "endpoints", *, tls: bool = False) -
     if not valid:
         raise ConfigError(source, f"{text!r}: {host!r} is not a host name or address; expected host:port")
     return f"{host}:{port}"
+
+
+def is_proxied(endpoint: str, environment: Mapping[str, str] | None = None) -> bool:
+    """Whether gRPC reaches `host:port` through an HTTP proxy, which the environment names. Rather yes than no: of
+    `no_proxy`, gRPC understands more than suffixes."""
+    variables = os.environ if environment is None else environment
+    if not any(variables.get(name) for name in PROXIES):
+        return False
+    spared = next((variables[name] for name in NO_PROXIES if variables.get(name)), "")
+    host = endpoint.rpartition(":")[0].strip("[]")
+    return not any(host.endswith(suffix) for suffix in spared.replace(" ", "").split(",") if suffix)
 
 
 def _split(bare: str, text: str, source: str) -> tuple[str, int]:

@@ -15,10 +15,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import grpc
-import grpc.aio
 from google.protobuf.message import DecodeError
 
 from raftkv._pb import session_pb2
@@ -33,13 +33,13 @@ from raftkv.client.faults import (
     error_of,
     fault_in,
     outcome_unknown,
-    understand,
 )
-from raftkv.client.methods import SESSION_STREAM, Method, RequestT, ResponseT
+from raftkv.client.methods import Method, RequestT, ResponseT
 from raftkv.client.options import Timeout
 from raftkv.client.retry import Retry, backoff_s
 from raftkv.client.routing import Purpose
 from raftkv.client.session import METHODS, Sessions
+from raftkv.client.session_stream import SessionStream, StreamBroken, open_session_stream
 from raftkv.client.waiting import Call, Waiting
 
 if TYPE_CHECKING:
@@ -53,8 +53,6 @@ its envelopes no batch is refused by gRPC for its size, however small that is: o
 CLOSE_S: Final = 0.25
 SILENCE_S: Final = 0.1  # so long nothing was answered, though something is under way: does the node live?
 PROOF_S: Final = 0.2
-
-_Stream = grpc.aio.StreamStreamCall[session_pb2.SessionRequests, session_pb2.SessionResponses]
 
 
 class Unsupported(Exception):
@@ -81,7 +79,7 @@ class Pipeline:
         self._sent = asyncio.Event()  # something is under way
         self._started = False
         self._ever_served = False
-        self._stream: _Stream | None = None
+        self._stream: SessionStream | None = None
         self._connection: Connection | None = None
         self._answered: tuple[Method[Any, Any], bytes] | None = None  # an answer of the last message
         self.unsupported = False
@@ -213,37 +211,43 @@ class Pipeline:
         pool = self._pool
         epoch = connection.breaker.epoch
         answers = connection.answers
-        call: _Stream = connection.open_stream(SESSION_STREAM)
-        self._stream, self._connection = call, connection
-        error: grpc.aio.AioRpcError | None = None
+        broken: StreamBroken | None = None
+        try:
+            stream = await open_session_stream(connection)
+        except StreamBroken as error:
+            connection.breaker.released(epoch)
+            self._understand_end(connection, epoch, error)
+            return False
+        self._stream, self._connection = stream, connection
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._send(call))
-                group.create_task(self._leave_if_silent(connection, epoch))
-                await self._receive(connection, call, epoch)
-        except* grpc.aio.AioRpcError as errors:
-            error = next((e for e in errors.exceptions if isinstance(e, grpc.aio.AioRpcError)), None)
-            self._refuse_too_large(connection, error)
-        except* (EOFError, asyncio.InvalidStateError):
+                group.create_task(self._send(stream))
+                group.create_task(self._leave_if_silent(connection, stream, epoch))
+                await stream.serve(partial(self._take_all, connection, epoch))
+                raise EOFError  # which ends the group
+        except* StreamBroken as errors:
+            broken = next(error for error in errors.exceptions if isinstance(error, StreamBroken))
+            self._refuse_too_large(connection, broken.fault)
+        except* EOFError:
             pass
         finally:
             self._stream = self._largest = None
-            connection.close_stream(call)
+            stream.close()
             connection.breaker.released(epoch)
             self._sessions.opening.clear()
             self._cancelled.clear()
             self._take_back()
         if being_cancelled():
             raise asyncio.CancelledError  # which the group above may have kept to itself
-        if error is not None:
-            self._understand_end(connection, epoch, error)
+        if broken is not None:
+            self._understand_end(connection, epoch, broken)
         return connection.answers > answers and not pool.closed
 
-    def _understand_end(self, connection: Connection, epoch: int, error: grpc.aio.AioRpcError) -> None:
-        if error.code() is grpc.StatusCode.UNIMPLEMENTED and not self._ever_served:
+    def _understand_end(self, connection: Connection, epoch: int, broken: StreamBroken) -> None:
+        if broken.code is grpc.StatusCode.UNIMPLEMENTED and not self._ever_served:
             self.unsupported = True
             return
-        fault = understand(error.code(), error.details() or "", error.trailing_metadata())
+        fault = broken.fault
         if fault.kind.blames_endpoint:
             self._pool.unanswered(connection, epoch, silent=False)
         elif fault.kind is FaultKind.STOPPING:
@@ -254,12 +258,11 @@ class Pipeline:
         for call in self._queue:
             call.fault = fault
 
-    def _refuse_too_large(self, connection: Connection, error: grpc.aio.AioRpcError | None) -> None:
+    def _refuse_too_large(self, connection: Connection, fault: Fault) -> None:
         """gRPC ends the stream over a message that exceeds the node's limit; the largest one sent does for certain."""
         call = self._largest
-        if error is None or call is None or self._under_way.get(call.id) is not call:
+        if call is None or self._under_way.get(call.id) is not call:
             return
-        fault = understand(error.code(), error.details() or "", error.trailing_metadata())
         if fault.kind is FaultKind.TOO_LARGE and fault.not_executed:
             del self._under_way[call.id]
             call.sent = False
@@ -274,7 +277,7 @@ class Pipeline:
             self._queue.appendleft(call)
         self._under_way.clear()
 
-    async def _leave_if_silent(self, connection: Connection, epoch: int) -> None:
+    async def _leave_if_silent(self, connection: Connection, stream: SessionStream, epoch: int) -> None:
         """End the stream at a node that neither answers nor gives a sign of life: it may be frozen.
 
         Within a session repeating is harmless, so this need not be certain: by the time that the others have elected a
@@ -286,18 +289,18 @@ class Pipeline:
                 await self._sent.wait()
             answers = connection.answers
             await asyncio.sleep(SILENCE_S)
-            if self._is_asked() and connection.answers == answers and not await connection.is_alive(PROOF_S):
+            if self._is_asked() and connection.answers == answers and not await stream.is_alive(PROOF_S):
                 self._pool.unanswered(connection, epoch, silent=True)
                 raise EOFError
 
     def _is_asked(self) -> bool:
         return bool(self._under_way or self._sessions.opening)
 
-    async def _send(self, call: _Stream) -> None:
+    async def _send(self, stream: SessionStream) -> None:
         while True:
             moving = self._queue and not self._sessions.opening and self._is_misplaced()
             if moving and not self._under_way:
-                await call.done_writing()  # the node ends the stream, and what waits goes elsewhere
+                await stream.complete()  # the node ends the stream, and what waits goes elsewhere
                 return
             message = None if moving else self._next_message()  # before it moves, what is under way is answered
             if message is None:
@@ -305,7 +308,7 @@ class Pipeline:
                 await self._wake.wait()
                 continue
             self._sent.set()
-            await call.write(message)
+            await stream.send(message)
 
     def _is_misplaced(self) -> bool:
         assert self._connection is not None
@@ -363,27 +366,19 @@ class Pipeline:
 
     # --- answers ----------------------------------------------------------------------------------------------------
 
-    async def _receive(self, connection: Connection, stream: _Stream, epoch: int) -> None:
-        while True:
-            try:
-                message = await stream.read()
-            except asyncio.CancelledError:
-                if being_cancelled():
-                    raise
-                raise EOFError from None  # the stream was abandoned: the node fell silent or stops serving
-            if not isinstance(message, session_pb2.SessionResponses):
-                raise EOFError
-            self._ever_served = True
-            connection.answered(epoch)
-            self._pool.router.heard(connection)
-            for response in message.responses:
-                self._take(connection, response)
-            if self._answered is not None:
-                # One of them is enough to learn who leads; to look at each would cost more than all else here.
-                method, payload = self._answered
-                self._answered = None
-                with contextlib.suppress(DecodeError):  # its caller hears of that
-                    self._pool.observe(connection, method.parse(payload).header)
+    def _take_all(self, connection: Connection, epoch: int, message: session_pb2.SessionResponses) -> None:
+        self._ever_served = True
+        connection.answered(epoch)
+        self._pool.router.heard(connection)
+        for response in message.responses:
+            self._take(connection, response)
+        if self._answered is not None:
+            # One of them is enough to learn who leads; to look at each would cost more than all else here.
+            method, payload = self._answered
+            self._answered = None
+            with contextlib.suppress(DecodeError):  # its caller hears of that
+                self._pool.observe(connection, method.parse(payload).header)
+        if self._queue or self._cancelled:
             self._wake.set()  # there is room again
 
     def _take(self, connection: Connection, response: session_pb2.SessionResponse) -> None:
@@ -486,8 +481,8 @@ class Pipeline:
             return
         try:
             async with asyncio.timeout(CLOSE_S):
-                await stream.write(session_pb2.SessionRequests(requests=[request]))
-        except (TimeoutError, grpc.aio.AioRpcError, asyncio.InvalidStateError, grpc.aio.UsageError):
+                await stream.send(session_pb2.SessionRequests(requests=[request]))
+        except (TimeoutError, StreamBroken, EOFError):
             return
 
 

@@ -106,6 +106,7 @@ class Connection(asyncio.Protocol):
         self._last = 0  # the number of the last call that the other side began
         self._going_away = False
         self._is_done = False  # all is sent, for good
+        self._lost: Ended | None = None  # why the connection is no more
         self._transport: asyncio.Transport | None = None
         self._loop = asyncio.get_running_loop()
         self._flush_due = False
@@ -178,7 +179,11 @@ class Connection(asyncio.Protocol):
     # For who has the connection.
 
     def open(self, path: str, metadata: Metadata) -> Call:
-        """Begin a call of `path`."""
+        """Begin a call of `path`; it has ended already where the connection is no more."""
+        if self._lost is not None:
+            call = Call(self, 0, {})
+            call.ended = self._lost
+            return call
         number = self._h2.get_next_available_stream_id()
         headers = [
             (":method", "POST"),
@@ -439,8 +444,9 @@ class Connection(asyncio.Protocol):
         self.is_paused = True
         if self._keepalive is not None:
             self._keepalive.cancel()
+        self._lost = self._lost or Ended(grpc.StatusCode.UNAVAILABLE, reason)
         for call in list(self._calls.values()):
-            self._end(call, Ended(grpc.StatusCode.UNAVAILABLE, reason))
+            self._end(call, self._lost)
 
 
 def _headers_of(pairs: Sequence[tuple[object, object]] | None) -> Mapping[str, str]:

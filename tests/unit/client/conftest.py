@@ -247,6 +247,7 @@ class Proxy:
         self.port = 0
         self._flowing = asyncio.Event()
         self._flowing.set()
+        self._latest = asyncio.Event()
         self._writers: set[asyncio.StreamWriter] = set()
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -262,26 +263,33 @@ class Proxy:
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         # Known from the first moment: the end may come before the task has begun.
         self._writers.add(writer)
-        self._tasks.add(asyncio.create_task(self._forward(reader, writer)))
+        self._latest = asyncio.Event()
+        self._latest.set()
+        self._tasks.add(asyncio.create_task(self._forward(reader, writer, self._latest)))
 
-    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, flows: asyncio.Event) -> None:
         there, back = await asyncio.open_connection("127.0.0.1", self.target_port)
         self._writers.add(back)
-        pumps = [asyncio.create_task(self._pump(reader, back)), asyncio.create_task(self._pump(there, writer))]
+        pumps = [asyncio.create_task(self._pump(*ends, flows)) for ends in ((reader, back), (there, writer))]
         self._tasks.update(pumps)
         await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
         for end in (writer, back):
             end.close()
 
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, flows: asyncio.Event) -> None:
         with contextlib.suppress(ConnectionError):
             while data := await reader.read(65536):
                 await self._flowing.wait()
+                await flows.wait()
                 writer.write(data)
                 await writer.drain()
 
     def freeze(self) -> None:
         self._flowing.clear()
+
+    def freeze_latest(self) -> None:
+        """Those of the connection that was made last, for ever."""
+        self._latest.clear()
 
     def thaw(self) -> None:
         self._flowing.set()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 import pytest
 from hypothesis import given
@@ -19,10 +20,19 @@ from raftkv.client import session as sessions
 from raftkv.client.lookout import LEAVE_S
 from raftkv.client.pipeline import BATCH_BYTES_MAX, PROOF_S, SILENCE_S
 from raftkv.client.session import WINDOW, ServerSession
+from raftkv.client.session_stream import ChannelStream, WireStream
 from tests.unit.client.conftest import FakeCluster, FakeNode, Proxy, Tools
 from tests.unit.client.session_nodes import SessionNode, Table, nodes_of, puts_only, refusal, with_sessions
 
 MakeClient = Callable[..., AsyncClient]
+
+
+@pytest.fixture(params=[WireStream, ChannelStream])
+def make_client(request: pytest.FixtureRequest, make_client: MakeClient) -> MakeClient:
+    """Clients whose stream is carried the one way or the other."""
+    if request.param is WireStream:
+        return make_client
+    return partial(make_client, channel_options=[("grpc.primary_user_agent", "test")])
 
 
 @pytest.fixture
@@ -233,7 +243,8 @@ async def test_a_stream_that_had_ended_when_it_was_abandoned_is_followed_by_anot
     await client.put("a", "1")
     at = client._context.pool.parts["pipeline"]
     stream = at._stream
-    monkeypatch.setattr(type(stream), "cancelled", lambda call: False)
+    if isinstance(stream, ChannelStream):
+        monkeypatch.setattr(type(stream._call), "cancelled", lambda call: False)
     for connection in client._context.pool.connections:
         connection.abandon_streams()
     await tools.until(lambda: at._stream is not stream)

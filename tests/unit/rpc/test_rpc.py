@@ -117,11 +117,12 @@ async def test_messages_can_be_handed_on_as_they_arrive() -> None:
 
 async def test_metadata_and_a_status_with_any_text_arrive() -> None:
     async def refuse(call: Call) -> None:
-        raise Ended(grpc.StatusCode.FAILED_PRECONDITION, f"nicht für {call.headers['who']}: 100 %\n")
+        raise Ended(grpc.StatusCode.FAILED_PRECONDITION, f"nicht für {call.headers['who']}: 100 %\n", [("why", "1")])
 
     async with calling(refuse, [("who", "n7")]) as call:
         ended = await call.wait_end()
         assert (ended.code, ended.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "nicht für n7: 100 %\n")
+        assert ("why", "1") in ended.trailers
         await call.wait_accepted()  # is over too
         with pytest.raises(Ended):
             await call.read()
@@ -188,6 +189,33 @@ async def test_a_lost_connection_ends_its_calls_on_both_sides() -> None:
         connection.abort("cut")
         assert (await call.wait_end()).code is grpc.StatusCode.UNAVAILABLE
         assert (await theirs.wait_end()).code is grpc.StatusCode.UNAVAILABLE
+        late = connection.open(ECHO, ())  # who had not heard of it yet
+        late.send(b"x")
+        assert (await late.wait_end()).reason == "cut"
+        late.cancel()
+
+
+async def test_a_caller_that_cannot_take_an_answer_ends_its_call_and_nothing_else() -> None:
+    def broken(message: bytes) -> None:
+        raise ValueError("no such kind")
+
+    left: asyncio.Queue[Call] = asyncio.Queue()
+
+    async def answer(call: Call) -> None:
+        call.accept()
+        call.send(b"x")
+        left.put_nowait(call)
+        await call.read()
+
+    async with serving({ECHO: answer, "/ok": echo}) as address, connected(address) as connection:
+        other = connection.open("/ok", ())
+        call = connection.open(ECHO, ())
+        call.hand_to(broken)
+        ended = await call.wait_end()
+        assert (ended.code, ended.reason) == (grpc.StatusCode.UNKNOWN, "ValueError: no such kind")
+        assert (await (await left.get()).wait_end()).code is grpc.StatusCode.CANCELLED
+        other.send(b"still here")
+        assert await other.read() == b"still here"
 
 
 # --- the other end is grpc.aio ----------------------------------------------------------------------------------------
