@@ -24,7 +24,8 @@ from raftkv.client.faults import Fault, understand
 from raftkv.client.methods import SESSION_STREAM
 from raftkv.rpc.call import Call, Ended
 from raftkv.rpc.connection import Connection as Wire
-from raftkv.rpc.connection import Limits, dial
+from raftkv.rpc.connection import dial
+from raftkv.rpc.limits import Limits
 
 DIAL_S: Final = (
     1.0  # the endpoint's channel is connected, so this one will be within a round trip, or something is wrong

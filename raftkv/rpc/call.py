@@ -13,6 +13,8 @@ from typing import Final, Protocol
 
 import grpc
 
+from raftkv.rpc.frames import Window
+
 Metadata = Sequence[tuple[str, str]]
 
 _PREFIX: Final = 5  # of each message: a byte whether it is compressed, four how long it is
@@ -45,7 +47,7 @@ class Carrier(Protocol):
     def pump(self, call: Call) -> None: ...
     def begin_answer(self, call: Call) -> None: ...
     def end_answer(self, call: Call, ended: Ended) -> None: ...
-    def taken(self, call: Call, size: int) -> None: ...
+    def taken(self, call: Call) -> None: ...
     def reset(self, call: Call) -> None: ...
 
 
@@ -58,19 +60,22 @@ class Call:
         "_inbox",
         "_on_message",
         "_partial",
-        "_taken",
         "answered",
+        "counted",
         "ended",
         "headers",
         "is_complete",
         "is_completing",
+        "is_plain",
         "number",
         "on_end",
         "on_room",
         "unsent",
+        "untaken",
+        "window",
     )
 
-    def __init__(self, connection: Carrier, number: int, headers: Mapping[str, str]) -> None:
+    def __init__(self, connection: Carrier, number: int, headers: Mapping[str, str], window_bytes: int) -> None:
         self.headers = headers
         """What the caller sent along: metadata, and `:path`."""
         self.on_room: Callable[[], None] | None = None
@@ -87,11 +92,18 @@ class Call:
         """Of the connection: what the other side has no room for yet."""
         self.is_completing = False
         """Of the connection: the end of our half follows what is unsent."""
+        self.is_plain = "content-length" not in headers
+        """Of the connection: nobody has to count what arrives."""
+        self.untaken = 0
+        """Of the connection: bytes received for which the other side has no room yet,"""
+        self.counted = 0
+        """and how many of them h2 knows of."""
+        self.window: Final = Window(number, window_bytes)
+        """Of the connection: the room for the others."""
         self._connection = connection
         self._inbox: deque[bytes] = deque()
         self._on_message: Callable[[bytes], None] = self._keep
         self._partial = bytearray()
-        self._taken = 0  # bytes received for which the other side has no room yet
         self._changed: asyncio.Event | None = None  # made by who waits first
 
     # Sending.
@@ -205,7 +217,7 @@ class Call:
             Ended: they are no message that is taken here.
             Exception: whatever `on_message` raises.
         """
-        self._taken += room
+        self.untaken += room
         size = len(data)
         if not self._partial and size >= _PREFIX and int.from_bytes(data[:_PREFIX], _ORDER) == size - _PREFIX:
             if size - _PREFIX > self._connection.message_bytes_max:
@@ -241,6 +253,5 @@ class Call:
 
     def _make_room(self) -> None:
         """The other side may send as much anew, once nothing waits to be read."""
-        if self._taken and not self._inbox:
-            taken, self._taken = self._taken, 0
-            self._connection.taken(self, taken)
+        if self.untaken and not self._inbox:
+            self._connection.taken(self)

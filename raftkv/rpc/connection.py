@@ -11,7 +11,6 @@ import contextlib
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final, cast
 from urllib.parse import quote, unquote
 
@@ -20,11 +19,13 @@ from h2 import events
 from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.errors import ErrorCodes
-from h2.exceptions import H2Error, StreamClosedError, StreamIDTooLowError
+from h2.exceptions import FlowControlError, H2Error, StreamClosedError, StreamIDTooLowError
 from h2.settings import SettingCodes, Settings
 from hyperframe.frame import GoAwayFrame
 
 from raftkv.rpc.call import Call, Ended, Metadata
+from raftkv.rpc.frames import PREFACE_BYTES, FrameReader, Window, data_header
+from raftkv.rpc.limits import BETWEEN_NODES, Limits
 
 LOG: Final = logging.getLogger("raftkv")
 
@@ -40,33 +41,6 @@ PING_STRIKES_MAX: Final = 2
 _CLOSED: Final = (StreamClosedError, StreamIDTooLowError)  # what h2 says of a stream that is no more
 _CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
 _ANSWER_HEADERS: Final = ((":status", "200"), ("content-type", "application/grpc"))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """What the other side of a connection may ask of this one."""
-
-    message_bytes_max: int = 64 << 20
-    call_window_bytes: int = 16 << 20
-    """How much may be under way in a call before the receiver has looked at it."""
-    window_bytes: int = 16 << 20
-    """The same in all calls of a connection."""
-    frame_bytes: int = 1 << 20
-    calls_max: int = 16
-    """Of one connection. A node needs one for its messages and one for a snapshot."""
-    keepalive_s: float = 1.0
-    """After so long without a sign of life it is asked whether it is there,"""
-    answer_s: float = 1.0
-    """and has so long to answer."""
-    ping_every_s_min: float = 0.0
-    """Who asks more often while he is sent nothing is told `too_many_pings` and sent away, as by any gRPC server."""
-    gathers: bool = False
-    """Whether what is sent in one round of the loop leaves as one write in the next, or each at once."""
-    answers_first: bool = False
-    """Whether nothing is read from it while it does not read what it is sent."""
-
-
-BETWEEN_NODES: Final = Limits()
 
 
 class Connection(asyncio.Protocol):
@@ -103,6 +77,10 @@ class Connection(asyncio.Protocol):
             )
         )
         self._calls: dict[int, Call] = {}
+        self._reader = FrameReader(self._calls, limits.frame_bytes, PREFACE_BYTES if on_call is not None else 0)
+        self._window = Window(0, limits.window_bytes)
+        self._untaken = 0  # bytes received in all calls for which the other side has no room yet
+        self._outgoing = bytearray()  # what leaves with the next flush, before what h2 has to send
         self._last = 0  # the number of the last call that the other side began
         self._going_away = False
         self._is_done = False  # all is sent, for good
@@ -110,7 +88,6 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._loop = asyncio.get_running_loop()
         self._flush_due = False
-        self._gathered = 0  # bytes of messages since the last flush
         self._keepalive: asyncio.TimerHandle | None = None
         self._heard = False  # something arrived since the last look
         self._asked = False  # whether it is there
@@ -147,8 +124,14 @@ class Connection(asyncio.Protocol):
         self._heard = True
         flushes_at_once, self._flush_due = not self._flush_due, True  # what is sent meanwhile leaves below
         try:
-            for event in self._h2.receive_data(data):
-                self._on_event(event)
+            for call, part in self._reader.split(data):
+                if self._lost is not None:
+                    return
+                if call is not None:
+                    self._received(call, part, len(part))
+                else:
+                    for event in self._h2.receive_data(part):
+                        self._on_event(event)
         except (H2Error, UnicodeDecodeError) as fault:
             self._flush()  # it says what was wrong
             self.abort(f"the other side broke the rules of HTTP/2: {fault}")
@@ -181,7 +164,7 @@ class Connection(asyncio.Protocol):
     def open(self, path: str, metadata: Metadata) -> Call:
         """Begin a call of `path`; it has ended already where the connection is no more."""
         if self._lost is not None:
-            call = Call(self, 0, {})
+            call = Call(self, 0, {}, 0)
             call.ended = self._lost
             return call
         number = self._h2.get_next_available_stream_id()
@@ -194,7 +177,7 @@ class Connection(asyncio.Protocol):
             ("content-type", "application/grpc"),
             *metadata,
         ]
-        call = self._calls[number] = Call(self, number, dict(headers))
+        call = self._calls[number] = Call(self, number, dict(headers), self._limits.call_window_bytes)
         self._h2.send_headers(number, headers)
         self._sent()
         return call
@@ -231,16 +214,29 @@ class Connection(asyncio.Protocol):
 
     def _pump(self, call: Call) -> None:
         unsent = call.unsent
-        while unsent and not self.is_paused:
-            size = min(self._h2.local_flow_control_window(call.number), self._h2.max_outbound_frame_size)
-            if size <= 0:
-                break
-            self._h2.send_data(call.number, bytes(unsent[:size]))
-            del unsent[:size]
-            self._gathered += size
-            self._pinged, self._strikes = -math.inf, 0
-            if self._gathered > WRITE_BUFFER_BYTES:
-                self._flush()  # which tells whether the socket takes more
+        if unsent and not self.is_paused:
+            connection = self._h2
+            stream = connection.streams.get(call.number)
+            if stream is None or stream.closed:
+                return
+            while unsent and not self.is_paused:
+                room = min(connection.outbound_flow_control_window, stream.outbound_flow_control_window)
+                size = min(len(unsent), room, connection.max_outbound_frame_size)
+                if size <= 0:
+                    break
+                connection.outbound_flow_control_window -= size
+                stream.outbound_flow_control_window -= size
+                self._outgoing += connection.data_to_send()  # what is to be sent before
+                self._outgoing += data_header(call.number, size)
+                if size == len(unsent):
+                    self._outgoing += unsent
+                    unsent.clear()
+                else:
+                    self._outgoing += unsent[:size]
+                    del unsent[:size]
+                self._pinged, self._strikes = -math.inf, 0
+                if len(self._outgoing) > WRITE_BUFFER_BYTES:
+                    self._flush()  # which tells whether the socket takes more
         if call.is_completing and not unsent:
             call.is_completing = False
             self._h2.end_stream(call.number)
@@ -262,10 +258,19 @@ class Connection(asyncio.Protocol):
         self._end(call, ended)
         self._sent()
 
-    def taken(self, call: Call, size: int) -> None:
-        """So many bytes need no more room here: the other side may send as many anew."""
+    def taken(self, call: Call) -> None:
+        """What the call has received needs no more room here: the other side may send as much anew."""
+        size, counted = call.untaken - call.counted, call.counted
+        self._untaken -= call.untaken
+        call.untaken = call.counted = 0
+        if counted:
+            self._h2.acknowledge_received_data(counted, call.number)
+        update = self._window.give_back(size)
         if call.ended is None:
-            self._h2.acknowledge_received_data(size, call.number)
+            update += call.window.give_back(size)
+        if update:
+            self._outgoing += update
+        if counted or update:
             self._sent()
 
     def reset(self, call: Call) -> None:
@@ -289,8 +294,11 @@ class Connection(asyncio.Protocol):
 
     def _flush(self) -> None:
         self._flush_due = False
-        self._gathered = 0
         data = self._h2.data_to_send()
+        if self._outgoing:
+            self._outgoing += data
+            data = bytes(self._outgoing)
+            self._outgoing.clear()
         transport = self._transport
         if data and transport is not None and not (self._is_done or transport.is_closing()):
             transport.write(data)
@@ -326,8 +334,15 @@ class Connection(asyncio.Protocol):
         if call is None:
             self._h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
             return
+        call.counted += event.flow_controlled_length
+        self._received(call, event.data, event.flow_controlled_length)
+
+    def _received(self, call: Call, data: bytes, room: int) -> None:
+        self._untaken += room
+        if self._untaken > self._limits.window_bytes or call.untaken + room > self._limits.call_window_bytes:
+            raise FlowControlError("more was sent than there is room for")
         try:
-            call.received(event.data, event.flow_controlled_length)
+            call.received(data, room)
         except Ended as ended:
             self._fail(call, ended)
         except Exception as fault:
@@ -354,7 +369,7 @@ class Connection(asyncio.Protocol):
             with contextlib.suppress(*_CLOSED):
                 self._h2.send_headers(number, [(":status", "415")], end_stream=True)
             return
-        call = self._calls[number] = Call(self, number, headers)
+        call = self._calls[number] = Call(self, number, headers, self._limits.call_window_bytes)
         self._on_call(call)
 
     def _answered(self, number: int, headers: Mapping[str, str]) -> None:
@@ -370,6 +385,7 @@ class Connection(asyncio.Protocol):
             self._end(call, Ended(grpc.StatusCode.UNKNOWN, f"HTTP status {headers.get(':status')}"))
         else:
             call.answered = True
+            call.is_plain = "content-length" not in headers
             call.wake()
 
     def _completed(self, number: int) -> None:
@@ -423,6 +439,8 @@ class Connection(asyncio.Protocol):
         if self._calls.pop(call.number, None) is not None:
             call.ended = ended
             call.unsent.clear()
+            if call.untaken and self._lost is None:
+                self.taken(call)
             call.wake()
             if call.on_end is not None:
                 call.on_end()

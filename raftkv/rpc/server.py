@@ -13,7 +13,8 @@ import grpc
 from hyperframe.frame import DataFrame
 
 from raftkv.rpc.call import Call, Ended
-from raftkv.rpc.connection import BETWEEN_NODES, LOG, Connection, Limits
+from raftkv.rpc.connection import LOG, Connection
+from raftkv.rpc.limits import BETWEEN_NODES, Limits
 
 Handler = Callable[[Call], Awaitable[None]]
 """Serves one call: it accepts, reads, sends, and returns; or raises `Ended`."""

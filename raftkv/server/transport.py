@@ -8,7 +8,7 @@ import socket
 from collections.abc import Sequence
 from typing import Final
 
-from raftkv.rpc.connection import Limits
+from raftkv.rpc.limits import Limits
 from raftkv.rpc.methods import MethodServer
 from raftkv.rpc.server import Server
 from raftkv.server.config import NodeConfig

@@ -13,7 +13,8 @@ import grpc.aio
 import pytest
 
 from raftkv.rpc.call import Call, Ended, Metadata
-from raftkv.rpc.connection import BETWEEN_NODES, Connection, Limits, dial
+from raftkv.rpc.connection import Connection, dial
+from raftkv.rpc.limits import BETWEEN_NODES, Limits
 from raftkv.rpc.server import Handler, Server
 
 ECHO = "/test.Echo/Echo"
@@ -312,7 +313,7 @@ async def test_another_content_type_is_refused() -> None:
         call = connection.open(ECHO, ())
         plain = connection._h2.get_next_available_stream_id()
         headers = [(":method", "POST"), (":scheme", "http"), (":path", ECHO), (":authority", "x")]
-        connection._calls[plain] = other = Call(connection, plain, {})
+        connection._calls[plain] = other = Call(connection, plain, {}, 1 << 20)
         connection._h2.send_headers(plain, headers)
         connection._flush()
         assert (await other.wait_end()).reason == "HTTP status 415"

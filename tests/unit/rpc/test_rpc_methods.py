@@ -18,7 +18,8 @@ from h2.events import ConnectionTerminated, Event, PingAckReceived
 from h2.settings import SettingCodes
 
 from raftkv.rpc import connection
-from raftkv.rpc.connection import Limits, dial
+from raftkv.rpc.connection import dial
+from raftkv.rpc.limits import Limits
 from raftkv.rpc.methods import ClientGone, Context, MethodServer
 from tests.unit.server.fake_node import failure, trailers, until
 
