@@ -77,6 +77,10 @@ class Reads:
         if reads is not None:
             self._confirmed.append((index, reads))
 
+    def are_served(self, applied: int) -> bool:
+        """Whether some have had their index applied."""
+        return bool(self._confirmed) and self._confirmed[0][0] <= applied
+
     def served(self, applied: int, out: list[object]) -> None:
         """Move to `out` the tickets of the reads whose index has been applied."""
         while self._confirmed and self._confirmed[0][0] <= applied:

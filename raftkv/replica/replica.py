@@ -178,6 +178,11 @@ class Replica:
         self._reads.served(self._applied, answers.reads)
         return answers
 
+    @property
+    def has_answers(self) -> bool:
+        """Whether somebody can be answered though nothing more was applied: `applied` without entries."""
+        return bool(self._unknown) or self._reads.are_served(self._applied)
+
     def installed(self, meta: SnapshotMeta) -> None:
         """A received snapshot is now log and state of this node."""
         self._unknown.extend(self._proposals.lose(meta.term))

@@ -199,6 +199,7 @@ class Peers:
         self._incarnation = incarnation
         self._receiver = receiver
         self._links: dict[NodeId, tuple[Link, asyncio.Task[None]]] = {}
+        self._to_flush: dict[Link, None] = {}
 
     def metadata(self, peer: NodeId) -> tuple[tuple[str, str], ...]:
         """Who we are and whom we mean, for `PeerService.identify`."""
@@ -230,12 +231,15 @@ class Peers:
         link = self._links.get(peer)
         if link is not None:
             link[0].send(message)
+            self._to_flush[link[0]] = None
 
     def flush(self) -> None:
         """Send what one turn had for the peers."""
-        encoded: dict[tuple[int, ...], bytes] = {}
-        for link, _ in self._links.values():
-            link.flush(encoded)
+        if self._to_flush:
+            links, self._to_flush = self._to_flush, {}
+            encoded: dict[tuple[int, ...], bytes] = {}
+            for link in links:
+                link.flush(encoded)
 
     async def is_gone(self, peer: NodeId) -> bool:
         """Whether the process of `peer` is provably gone: its port refuses connections."""

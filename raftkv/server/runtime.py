@@ -5,8 +5,8 @@ bytes) -> `_turn` (everything that arrived in this turn of the loop becomes one 
 one message to the leader) -> `Disk` and `Peers.send`, side by side -> `on_messages` (acknowledgements) ->
 `_apply` (the committed entries, one LevelDB write) -> `Callers.answer` (the callers' futures).
 
-One turn runs without waiting: nobody else runs between what it reads and what it does. Applying is not part of it but
-follows in the next round of the loop, because what a turn sends leaves the process only when the links had theirs.
+One turn runs without waiting: nobody else runs between what it reads and what it does. What it sends has left the
+process before it writes, and before it applies: the others work at the same time.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from raftkv.raft.errors import RaftRefused
 from raftkv.raft.messages import InstallSnapshot
 from raftkv.raft.ready import Event
 from raftkv.raft.types import EntryKind, NodeId, Role, SnapshotMeta
-from raftkv.replica.effects import Apply, Persist
+from raftkv.replica.effects import Apply, Effects, Persist
 from raftkv.replica.replica import Replica
 from raftkv.server.asks import LeaseAnswer, LeaseAsk
 from raftkv.server.callers import Callers, Waiter
@@ -86,7 +86,6 @@ class Runtime:
         self._turn_due = False
         self._unapplied: list[Apply] = []  # committed, in order
         self._unapplied_bytes = 0
-        self._apply_due = False
         self._writes_under_way = 0  # the number of the last write handed over, 0 once it is done
         self.stopping = False
         self._closed = False
@@ -374,34 +373,40 @@ class Runtime:
             self.fatal(fault)
 
     def _obey(self) -> None:
-        replica = self.replica
-        self._leasing.turn()
-        while (effects := replica.take()) is not None:
-            persist = effects.persist
-            if persist is not None and not self._disk.takes(persist):
-                self._persist(persist)
-                persist = None
-            send = self.peers.send
-            for peer, message in effects.send:
-                send(peer, message)
-            self.peers.flush()
-            if persist is not None:  # behind what is sent: the others write at the same time
-                self._disk.write(persist)
-                replica.persisted(persist.number)
-            for apply in effects.apply:
-                self._unapplied.append(apply)
-                self._unapplied_bytes += len(apply.entry.data)
-            if self._unapplied_bytes > UNAPPLIED_BYTES_MAX:
-                self._apply_all()
-            else:
-                self.callers.answer(replica.applied((), ()))  # reads that were confirmed now, of what is applied
-            for peer, index in effects.send_snapshots:
-                self._sender.start(peer, index)
-            for event in effects.events:
-                self._on_event(event)
-        self.peers.flush()  # also what the leases had to say
-        if self._unapplied:
-            self._apply_soon()
+        while True:
+            self._leasing.turn()
+            while (effects := self.replica.take()) is not None:
+                self._carry_out(effects)
+            self.peers.flush()  # also what the leases had to say
+            # Where nobody waits for it here, a leader may wait for the write: the disk's thread is not to fight for the
+            # interpreter. `_on_persisted` comes back to it.
+            if not self._unapplied or (self._writes_under_way and self.callers.idle):
+                return
+            self._apply_all()
+
+    def _carry_out(self, effects: Effects) -> None:
+        persist = effects.persist
+        if persist is not None and not self._disk.takes(persist):
+            self._persist(persist)
+            persist = None
+        send = self.peers.send
+        for peer, message in effects.send:
+            send(peer, message)
+        self.peers.flush()
+        if persist is not None:  # behind what is sent: the others write at the same time
+            self._disk.write(persist)
+            self.replica.persisted(persist.number)
+        for apply in effects.apply:
+            self._unapplied.append(apply)
+            self._unapplied_bytes += len(apply.entry.data)
+        if self._unapplied_bytes > UNAPPLIED_BYTES_MAX:
+            self._apply_all()
+        elif self.replica.has_answers:
+            self.callers.answer(self.replica.applied((), ()))
+        for peer, index in effects.send_snapshots:
+            self._sender.start(peer, index)
+        for event in effects.events:
+            self._on_event(event)
 
     def _persist(self, persist: Persist) -> None:
         self._writes_under_way = persist.number
@@ -431,23 +436,6 @@ class Runtime:
         self._compaction.installed(meta.index)
         self.peers.update(self.spawn, self.stores.peer_addresses(meta.conf))
         self.log.info("snapshot_installed", index=meta.index, term=meta.term)
-
-    def _apply_soon(self) -> None:
-        if not self._apply_due:
-            self._apply_due = True
-            self._loop.call_soon(self._apply_turn)
-
-    def _apply_turn(self) -> None:
-        self._apply_due = False
-        # Nobody waits for it here, but a leader waits for the write: the disk's thread is not to fight for the
-        # interpreter. `_on_persisted` comes back to it.
-        if self._closed or (self._writes_under_way and self.callers.idle):
-            return
-        try:
-            self._apply_all()
-        except Exception as fault:  # noqa: BLE001 - as in `_turn`
-            self.fatal(fault)
-        self._turn()  # what follows from what was applied
 
     def _apply_all(self) -> None:
         applies, self._unapplied, self._unapplied_bytes = self._unapplied, [], 0
