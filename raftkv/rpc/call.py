@@ -45,6 +45,7 @@ class Carrier(Protocol):
     message_bytes_max: int
 
     def pump(self, call: Call) -> None: ...
+    def flush(self) -> None: ...
     def begin_answer(self, call: Call) -> None: ...
     def end_answer(self, call: Call, ended: Ended) -> None: ...
     def taken(self, call: Call) -> None: ...
@@ -117,6 +118,10 @@ class Call:
                 unsent += message
             self._connection.pump(self)
 
+    def flush(self) -> None:
+        """Have what was sent leave at once, where a connection gathers."""
+        self._connection.flush()
+
     @property
     def held_up(self) -> bool:
         """Whether something waits for the other side to take it."""
@@ -170,6 +175,28 @@ class Call:
         message = self._inbox.popleft()
         self._make_room()
         return message
+
+    async def feed(self, take: Callable[[bytes], bool]) -> bytes | None:
+        """As `read`, but each message goes to `take` in the moment it arrives. Returns the first that it leaves.
+
+        `take` must not raise; it says whether it took the message.
+
+        Raises:
+            Ended: otherwise than well.
+        """
+        while self._inbox and take(self._inbox[0]):
+            self._inbox.popleft()
+        self._make_room()
+
+        def on_message(message: bytes) -> None:
+            if self._inbox or not take(message):  # nothing overtakes what waits
+                self._keep(message)
+
+        self._on_message = on_message
+        try:
+            return await self.read()
+        finally:
+            self._on_message = self._keep
 
     def hand_to(self, on_message: Callable[[bytes], None]) -> None:
         """Hand each message to `on_message` in the moment it arrives, in place of `read`; what it raises ends the call.

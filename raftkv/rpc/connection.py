@@ -116,7 +116,7 @@ class Connection(asyncio.Protocol):
         self._h2.initiate_connection()
         self._h2.increment_flow_control_window(limits.window_bytes - WINDOW_AT_FIRST)
         self.is_paused = False
-        self._flush()
+        self.flush()
         self._keepalive = self._loop.call_later(limits.keepalive_s, self._look_after)
 
     def data_received(self, data: bytes) -> None:
@@ -133,11 +133,11 @@ class Connection(asyncio.Protocol):
                     for event in self._h2.receive_data(part):
                         self._on_event(event)
         except (H2Error, UnicodeDecodeError) as fault:
-            self._flush()  # it says what was wrong
+            self.flush()  # it says what was wrong
             self.abort(f"the other side broke the rules of HTTP/2: {fault}")
             return
         if flushes_at_once:
-            self._flush()
+            self.flush()
 
     def pause_writing(self) -> None:
         """Of asyncio.Protocol."""
@@ -236,10 +236,24 @@ class Connection(asyncio.Protocol):
                     del unsent[:size]
                 self._pinged, self._strikes = -math.inf, 0
                 if len(self._outgoing) > WRITE_BUFFER_BYTES:
-                    self._flush()  # which tells whether the socket takes more
+                    self.flush()  # which tells whether the socket takes more
         if call.is_completing and not unsent:
             call.is_completing = False
             self._h2.end_stream(call.number)
+
+    def flush(self) -> None:
+        """Have what was sent leave now."""
+        self._flush_due = False
+        data = self._h2.data_to_send()
+        if self._outgoing:
+            self._outgoing += data
+            data = bytes(self._outgoing)
+            self._outgoing.clear()
+        transport = self._transport
+        if data and transport is not None and not (self._is_done or transport.is_closing()):
+            transport.write(data)
+            if self.is_paused and transport.get_write_buffer_size() > UNREAD_BYTES_MAX:
+                self.abort("the other side does not read what it is sent")
 
     def begin_answer(self, call: Call) -> None:
         """Send the headers of an answer."""
@@ -288,22 +302,9 @@ class Connection(asyncio.Protocol):
             return
         if self._limits.gathers:
             self._flush_due = True
-            self._loop.call_soon(self._flush)
+            self._loop.call_soon(self.flush)
         else:
-            self._flush()
-
-    def _flush(self) -> None:
-        self._flush_due = False
-        data = self._h2.data_to_send()
-        if self._outgoing:
-            self._outgoing += data
-            data = bytes(self._outgoing)
-            self._outgoing.clear()
-        transport = self._transport
-        if data and transport is not None and not (self._is_done or transport.is_closing()):
-            transport.write(data)
-            if self.is_paused and transport.get_write_buffer_size() > UNREAD_BYTES_MAX:
-                self.abort("the other side does not read what it is sent")
+            self.flush()
 
     def _on_event(self, event: events.Event) -> None:
         if isinstance(event, events.DataReceived):
@@ -430,7 +431,7 @@ class Connection(asyncio.Protocol):
         self._asked = not heard
         if self._asked:
             self._h2.ping(b"raftkv??")
-            self._flush()
+            self.flush()
         wait_s = self._limits.answer_s if self._asked else self._limits.keepalive_s
         self._keepalive = self._loop.call_later(wait_s, self._look_after)
 
@@ -449,7 +450,7 @@ class Connection(asyncio.Protocol):
 
     def _close_when_done(self) -> None:
         if not self._calls and self._transport is not None and not self._is_done:
-            self._flush()
+            self.flush()
             self._is_done = True
             # The other side closes: what it has sent and we have not read would make our close a reset, and take what
             # we sent last away from it.

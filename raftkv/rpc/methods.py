@@ -57,6 +57,28 @@ class Context:
         except Ended as ended:
             raise ClientGone from ended
 
+    async def feed(self, take: Callable[[bytes], bool]) -> bytes | None:
+        """As `read`, but each request goes to `take` in the moment it arrives: see `Call.feed`.
+
+        Raises:
+            ClientGone: it has left.
+        """
+        try:
+            return await self._call.feed(take)
+        except Ended as ended:
+            raise ClientGone from ended
+
+    @property
+    def held_up(self) -> bool:
+        """Whether the client does not take what it is sent."""
+        return self._call.held_up
+
+    def send(self, *responses: bytes) -> None:
+        """Send responses, together and at once, to a client that is not held up; dropped when it has left."""
+        self._call.accept()
+        self._call.send(*responses)
+        self._call.flush()
+
     async def write(self, *responses: bytes) -> None:
         """Send responses, together; waits while the client does not take them.
 

@@ -1,11 +1,12 @@
 """One session stream: requests in, answers out, what is under way between them; all of it bounded.
 
-    read -> accept each request -> under way -> finished -> written
-              ^                                                |
-              +---- no room: the stream is not read <---- room +
+    arrives -> accept each request -> under way -> finished -> sent
+                 ^                                              |
+                 +---- no room: the stream is not read <-- room +
 
-A request takes its room until its answer is written, so a client that does not read its answers is not read itself.
-What finished while one message was being written leaves as the next one.
+A request takes its room until its answer is sent, so a client that does not read its answers is not read itself. As a
+rule neither takes a task: a message is taken apart in the moment it arrives (`_take_now`), and the answers of one round
+of the loop leave as one message in the next (`_send`). Where there is no room, or much to do, tasks do it, and wait.
 """
 
 from __future__ import annotations
@@ -107,6 +108,9 @@ class Conversation:
         self._bytes = 0  # of those, and of the answers in _out
         self._ready: deque[tuple[int, RangeRequest]] = deque()  # reads that may be carried out
         self._long_reads = 0
+        self._loop = asyncio.get_running_loop()
+        self._send_due = False
+        self._fault: Exception | None = None  # of the client, in what arrived last
         self._wake = asyncio.Event()  # for the writer
         self._room = asyncio.Event()  # for the reader
         self._ending = False
@@ -123,7 +127,9 @@ class Conversation:
             async with asyncio.TaskGroup() as self._tasks:
                 self._tasks.create_task(self._write())
                 try:
-                    while (raw := await self._stream.read()) is not None:
+                    while (raw := await self._stream.feed(self._take_now)) is not None:
+                        if self._fault is not None:
+                            raise self._fault
                         await self._take(pb.SessionRequests.FromString(raw))
                 except Stopping as fault:
                     stopping = fault
@@ -172,6 +178,23 @@ class Conversation:
         future.add_done_callback(partial(self._confirmed, each, request))
 
     # Requests.
+
+    def _take_now(self, raw: bytes) -> bool:
+        """Begin what a message asks for; False where it has to wait, or is at fault."""
+        try:
+            batch = pb.SessionRequests.FromString(raw)
+            requests = batch.requests
+            count = len(requests)
+            if count > REQUESTS_AT_ONCE or self._count + count > REQUESTS_MAX or self._bytes + len(raw) > BYTES_MAX:
+                return False
+            for request in requests:
+                self._begin(request)
+        except Exception as fault:  # noqa: BLE001 - raised where the stream is served
+            self._fault = fault
+            return False
+        for each in batch.cancelled:
+            self._drop(each)
+        return True
 
     async def _take(self, batch: pb.SessionRequests) -> None:
         for number, request in enumerate(batch.requests, 1):
@@ -296,7 +319,7 @@ class Conversation:
             return await self._reads.range(request)
         finally:
             self._long_reads -= 1
-            self._wake.set()
+            self._send_soon()
 
     # Answers.
 
@@ -321,19 +344,32 @@ class Conversation:
         size = _size(payload, error)
         self._out_bytes += size
         self._bytes += size
-        self._wake.set()
+        self._send_soon()
+
+    def _send_soon(self) -> None:
+        if not self._send_due:
+            self._send_due = True
+            self._loop.call_soon(self._send)
+
+    def _send(self) -> None:
+        self._send_due = False
+        self._carry_out()
+        while self._out and not self._stream.held_up:
+            self._stream.send(self._next_message())
+            self._carry_out()
+        if self._out or self._ending:
+            self._wake.set()
 
     async def _write(self) -> None:
+        """What the client does not take at once."""
         while True:
-            self._carry_out()
             while not self._out:
                 if self._ending and not self._under_way:
                     return
                 self._wake.clear()
                 await self._wake.wait()
-                self._carry_out()
-            message = self._next_message()
-            await self._stream.write(message)
+            await self._stream.write(self._next_message())
+            self._carry_out()
 
     def _next_message(self) -> bytes:
         message = pb.SessionResponses()

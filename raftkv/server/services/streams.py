@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 
 from raftkv.rpc.methods import Context
 from raftkv.server.errors import DeadlineExceeded, NoLeader, RequestError, Stopping
@@ -92,6 +92,23 @@ class Stream:
         """
         async with self._interrupt.guard():
             return await self.context.read()
+
+    async def feed(self, take: Callable[[bytes], bool]) -> bytes | None:
+        """As `read`, but each request goes to `take` in the moment it arrives. Returns the first that it leaves.
+
+        `take` must not raise; it says whether it took the request.
+        """
+        async with self._interrupt.guard():
+            return await self.context.feed(take)
+
+    @property
+    def held_up(self) -> bool:
+        """Whether the client does not take what it is sent."""
+        return self.context.held_up
+
+    def send(self, *responses: bytes) -> None:
+        """Send responses, together and at once, to a client that is not held up."""
+        self.context.send(*responses)
 
     async def write(self, *responses: bytes) -> None:
         """Send responses, together; waits while the client does not read.

@@ -116,6 +116,60 @@ async def test_messages_can_be_handed_on_as_they_arrive() -> None:
     assert seen == [b"%d" % number for number in range(100)]
 
 
+@pytest.mark.parametrize("at_once", [True, False])
+async def test_messages_are_fed_as_they_arrive_and_wait_in_order_behind_one_that_is_left(at_once: bool) -> None:
+    taken: list[bytes] = []
+    left: list[bytes | None] = []
+    go_on = asyncio.Event()
+
+    def take(message: bytes) -> bool:
+        if message.startswith(b"wait"):
+            return False
+        taken.append(message)
+        return True
+
+    async def feed(call: Call) -> None:
+        call.accept()
+        while (message := await call.feed(take)) is not None:
+            left.append(message)
+            await go_on.wait()
+            taken.append(message)
+
+    async with calling(feed) as call:
+        sent = [b"1", b"2", b"wait 3", b"4", b"wait 5", b"6"]
+        if not at_once:
+            await call.wait_accepted()
+        call.send(*sent)
+        async with asyncio.timeout(10):
+            while not left:  # noqa: ASYNC110 - nobody says so
+                await asyncio.sleep(0.001)
+        await asyncio.sleep(0.05)
+        assert taken == [b"1", b"2"]
+        go_on.set()
+        call.send(b"7")
+        call.complete()
+        assert (await call.wait_end()).code is grpc.StatusCode.OK
+    assert taken == [*sent, b"7"]
+    assert left == [b"wait 3", b"wait 5"]
+
+
+async def test_who_leaves_what_he_is_fed_holds_the_sender_up() -> None:
+    limits = Limits(call_window_bytes=1 << 16)
+
+    async def feed(call: Call) -> None:
+        call.accept()
+        await call.feed(lambda message: False)
+        await call.wait_end()
+
+    async with serving({ECHO: feed}, limits) as address, connected(address) as connection:
+        call = connection.open(ECHO, ())
+        await call.wait_accepted()
+        for _ in range(20):
+            call.send(bytes(10_000))
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(call.drain(), 0.2)
+
+
 async def test_metadata_and_a_status_with_any_text_arrive() -> None:
     async def refuse(call: Call) -> None:
         raise Ended(grpc.StatusCode.FAILED_PRECONDITION, f"nicht für {call.headers['who']}: 100 %\n", [("why", "1")])
@@ -315,7 +369,7 @@ async def test_another_content_type_is_refused() -> None:
         headers = [(":method", "POST"), (":scheme", "http"), (":path", ECHO), (":authority", "x")]
         connection._calls[plain] = other = Call(connection, plain, {}, 1 << 20)
         connection._h2.send_headers(plain, headers)
-        connection._flush()
+        connection.flush()
         assert (await other.wait_end()).reason == "HTTP status 415"
         call.send(b"x")
         assert await call.read() == b"x"
