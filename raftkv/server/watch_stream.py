@@ -10,6 +10,7 @@ begun, so nothing overtakes: a progress report is never ahead of a change it spe
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
@@ -34,8 +35,43 @@ RESPONSE_CHANGES_MAX = 1000
 FRAGMENT_BYTES = 2 * 1024 * 1024
 """Responses of this size are split for clients that want that; as etcd, 1.5 MiB and 512 KiB."""
 
+WAKES_AT_ONCE = 4
+"""Of streams with changes to write, in one round of the loop: about half a millisecond, with responses of that size."""
+
 _WATCH_ID = b"\x10"
 _FRAGMENT = b"\x38\x01"
+
+
+class Wakes:
+    """Wakes those who write the streams, some in each round of the loop.
+
+    A change that a thousand watch is a thousand messages. In one round they would keep the node from all else for as
+    long as they take, and the next write would wait for all of them.
+    """
+
+    def __init__(self, call_soon: Callable[[Callable[[], None]], object]) -> None:
+        self._call_soon = call_soon
+        self._waiting: dict[asyncio.Event, None] = {}
+        self._due = False
+
+    def wake(self, sleeper: asyncio.Event) -> None:
+        """Set this, soon."""
+        if not sleeper.is_set():
+            self._waiting[sleeper] = None
+            self._go_on()
+
+    def _go_on(self) -> None:
+        if not self._due:
+            self._due = True
+            self._call_soon(self._wake_some)
+
+    def _wake_some(self) -> None:
+        self._due = False
+        for sleeper in list(itertools.islice(self._waiting, WAKES_AT_ONCE)):
+            del self._waiting[sleeper]
+            sleeper.set()
+        if self._waiting:
+            self._go_on()
 
 
 class _Response:
@@ -55,12 +91,16 @@ class _Response:
 class StreamBuffer:
     """What one stream has still to send; a `Sink`. See the module."""
 
-    def __init__(self, hub: WatchHub, header: Callable[[int], bytes], bytes_max: int = STREAM_BYTES_MAX) -> None:
+    def __init__(
+        self, hub: WatchHub, wakes: Wakes, header: Callable[[int], bytes], bytes_max: int = STREAM_BYTES_MAX
+    ) -> None:
         """
         Args:
+            wakes: of the node.
             header: the bytes of a WatchResponse that has only the header, for a revision.
         """
         self._hub = hub
+        self._wakes = wakes
         self._header = header
         self._bytes_max = bytes_max
         self.ids: dict[Watch, tuple[int, bool]] = {}
@@ -102,7 +142,7 @@ class StreamBuffer:
             if response.size >= RESPONSE_BYTES_MAX or len(response.frames) >= RESPONSE_CHANGES_MAX:
                 del self._open[watch]
             begin = end
-        self._changed.set()
+        self._wakes.wake(self._changed)
 
     def _ends(self, watch: Watch, changes: Sequence[Change], frames: Sequence[bytes]) -> Iterator[int]:
         """Where responses end: with the revision that fills one, and the last with the changes."""
@@ -180,6 +220,12 @@ class StreamBuffer:
         """Until there is something to send, or `end` was called."""
         if not self._ended:
             await self._changed.wait()
+
+    def yield_turn(self) -> None:
+        """`wait` waits for a turn among the others, even if there is something to send."""
+        if not self._ended:
+            self._changed.clear()
+            self._wakes.wake(self._changed)
 
     async def wait_room(self) -> None:
         """Until the buffer is not over its bound: whoever adds responses of his own waits here first."""

@@ -18,7 +18,7 @@ from raftkv.server.services.contract import Node, fill_header
 from raftkv.server.services.registry import Method, Service, Stream
 from raftkv.server.watch import Watch as Watched
 from raftkv.server.watch import WatchHub
-from raftkv.server.watch_stream import StreamBuffer
+from raftkv.server.watch_stream import StreamBuffer, Wakes
 from raftkv.state.keys import span
 from raftkv.state.validate import DEFAULT_LIMITS, InvalidRequest, RequestLimits, check_watch
 
@@ -30,6 +30,9 @@ PROGRESS_INTERVAL_S = 600.0
 
 TOGETHER_BYTES = 4096
 """Small responses of a stream leave together, up to so much: an event is one for each watch."""
+
+AT_ONCE_BYTES = 64 * 1024
+"""Of a stream; then it is the turn of others."""
 
 INVALID_ID = -1
 """Of a watch that could not be made, and of a report on all of a stream's."""
@@ -46,6 +49,7 @@ class Watch:
     def __init__(self, node: Node, hub: WatchHub) -> None:
         self._node = node
         self._hub = hub
+        self._wakes = Wakes(asyncio.get_running_loop().call_soon)
         self._limits = request_limits(node.config)
         self._headers: dict[tuple[int, int, int], bytes] = {}
         self.streams = 0
@@ -59,7 +63,7 @@ class Watch:
         if self.streams >= STREAMS_MAX:
             raise TooManyRequests("watch_streams_max")
         self.streams += 1
-        buffer = StreamBuffer(self._hub, self._header)
+        buffer = StreamBuffer(self._hub, self._wakes, self._header)
         watches = _Watches(self._hub, buffer, self._limits)
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -92,6 +96,7 @@ class Watch:
 
 
 async def _write(stream: Stream, buffer: StreamBuffer) -> None:
+    written = 0
     while not buffer.ended:
         parts: list[bytes] = []
         size = 0
@@ -100,7 +105,11 @@ async def _write(stream: Stream, buffer: StreamBuffer) -> None:
             size += sum(map(len, popped))
         if parts:
             await stream.write(*parts)
-        else:
+            written += size
+            if written >= AT_ONCE_BYTES:
+                buffer.yield_turn()
+        if not parts or written >= AT_ONCE_BYTES:
+            written = 0
             await buffer.wait()
 
 

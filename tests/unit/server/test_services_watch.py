@@ -17,7 +17,7 @@ from raftkv._pb.common_pb2 import Event
 from raftkv._pb.watch_pb2 import WatchRequest, WatchResponse
 from raftkv.server.services import streams
 from raftkv.server.services import watch as watch_service
-from raftkv.server.watch_stream import StreamBuffer
+from raftkv.server.watch_stream import StreamBuffer, Wakes
 from raftkv.state.commands import CommandKind
 from raftkv.state.machine import StateMachine
 from raftkv.state.store import MemoryStore
@@ -267,7 +267,9 @@ async def test_half_close_ends_the_stream(served: Served) -> None:
 
 async def test_progress_is_not_piled_up_for_who_does_not_read(served: Served) -> None:
     header = WatchResponse(header={"revision": 1}).SerializeToString()
-    buffer = StreamBuffer(served.services.watches, lambda revision: header, bytes_max=200)
+    buffer = StreamBuffer(
+        served.services.watches, Wakes(asyncio.get_running_loop().call_soon), lambda revision: header, bytes_max=200
+    )
     watches = watch_service._Watches(served.services.watches, buffer)
     watches.handle(WatchRequest(create_request={"key": b"k", "progress_notify": True}))
     for _ in range(100):  # intervals

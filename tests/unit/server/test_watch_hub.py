@@ -22,7 +22,7 @@ from raftkv.server.watch import BUFFERED_BYTES_MAX, Watch, WatchHub
 from raftkv.server.watch_changes import Change, varint
 from raftkv.server.watch_history import BUSY_S, HALVES_EVERY_S, PAUSE_S, SLICE_BYTES, Found, Pace, Plan
 from raftkv.server.watch_matching import Matcher, prefix_end, prefix_of
-from raftkv.server.watch_stream import RESPONSE_BYTES_MAX, STREAM_BYTES_MAX, Listener, StreamBuffer
+from raftkv.server.watch_stream import RESPONSE_BYTES_MAX, STREAM_BYTES_MAX, Listener, StreamBuffer, Wakes
 from raftkv.state.commands import Command, CommandKind, Group
 from raftkv.state.keys import span
 from raftkv.state.machine import StateMachine
@@ -136,7 +136,11 @@ class Client:
 
     def __init__(self, node: Node, bytes_max: int = 1 << 20) -> None:
         self.node = node
-        self.buffer = StreamBuffer(node.hub, lambda rev: WatchResponse(header={"revision": rev}).SerializeToString())
+        self.buffer = StreamBuffer(
+            node.hub,
+            Wakes(node.steps.call_soon),
+            lambda rev: WatchResponse(header={"revision": rev}).SerializeToString(),
+        )
         self.buffer._bytes_max = bytes_max
         self.events: dict[int, list[Event]] = {}
         self.compacted: dict[int, int] = {}
