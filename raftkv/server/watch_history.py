@@ -38,7 +38,7 @@ SLICE_BYTES = 64 * 1024
 """What is pushed at once: four messages, about a millisecond with what gRPC does about them."""
 
 PAUSE_S = 0.010
-HALVES_EVERY_S = 60.0
+HALVES_EVERY_S = 120.0
 """After each `SLICE_BYTES`, beside writes: 6.5 MB/s on a node, for all that are behind together. The longer somebody is
 behind, the shorter: whoever reads as fast as others write must not stay behind for ever because of this."""
 

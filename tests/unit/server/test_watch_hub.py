@@ -440,7 +440,7 @@ def test_beside_writes_history_is_pushed_slowly_and_else_at_once() -> None:
         )
     assert node.hub.buffered_bytes > 0.2 / PAUSE_S * SLICE_BYTES / 2, "and not much less"
     assert node.hub.behind
-    node.steps.run(BUSY_S)  # nobody writes any more
+    node.steps.run(BUSY_S + PAUSE_S)  # nobody writes any more
     node.steps.run(0.0)
     assert node.hub.behind == 0
     for client in clients:
