@@ -3,10 +3,10 @@
     bytes ──► FrameReader ──► (call, data)    a DATA frame, and nothing is special about it
                          └──► (None, bytes)   for h2: all else, whole frames, in the order in which they came
 
-h2 takes such a frame through some forty functions, and most of what a node does for a lone write is that. What it keeps
-for a frame of data is how much may still be sent; for what is sent that stays with h2 (`Connection`), for what arrives
-it is counted here. The last frame of a stream, a padded one, one of a stream that is unknown, over, or announced its
-length: h2 decides what they are.    See: RFC 9113, 4.1, 6.1, 6.9; ADR 0023.
+h2 takes such a frame through some forty functions, which was a quarter of what a leader did for a lone write. What it
+keeps for a frame of data is how much may still be sent; for what is sent that stays with h2 (`Connection`), for what
+arrives it is counted here. The last frame of a stream, a padded one, one of a stream that is unknown, over, or
+announced its length: h2 decides what they are.    See: RFC 9113, 4.1, 6.1, 6.9; ADR 0023.
 """
 
 from __future__ import annotations
