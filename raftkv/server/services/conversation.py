@@ -114,6 +114,7 @@ class Conversation:
         self._wake = asyncio.Event()  # for the writer
         self._room = asyncio.Event()  # for the reader
         self._ending = False
+        self._is_over = False  # all is answered, or nobody is there any more
         self._tasks: asyncio.TaskGroup
 
     async def run_to_end(self) -> None:
@@ -298,6 +299,8 @@ class Conversation:
         self._carry_out()
 
     def _carry_out(self) -> None:
+        if self._is_over:
+            return  # reads that are cancelled make room, which others are not to take
         while self._ready and self._out_bytes < ANSWERS_BYTES_MAX and self._long_reads < LONG_READS_MAX:
             each, request = self._ready.popleft()
             if each not in self._under_way:
@@ -362,14 +365,16 @@ class Conversation:
 
     async def _write(self) -> None:
         """What the client does not take at once."""
-        while True:
-            while not self._out:
-                if self._ending and not self._under_way:
-                    return
-                self._wake.clear()
-                await self._wake.wait()
-            await self._stream.write(self._next_message())
-            self._carry_out()
+        try:
+            while self._out or self._under_way or not self._ending:
+                if not self._out:
+                    self._wake.clear()
+                    await self._wake.wait()
+                    continue
+                await self._stream.write(self._next_message())
+                self._carry_out()
+        finally:
+            self._is_over = True
 
     def _next_message(self) -> bytes:
         message = pb.SessionResponses()

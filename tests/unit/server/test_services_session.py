@@ -19,6 +19,7 @@ from raftkv.client import AsyncClient, Get, Put
 from raftkv.server import transport
 from raftkv.server.errors import NoLeader, RequestTimeout
 from raftkv.server.services import conversation, quota
+from raftkv.server.services.reads import Reads
 from raftkv.state.commands import CommandKind, decode_session_call
 from raftkv.state.results import Refusal, RefusalCode, Result
 
@@ -302,6 +303,32 @@ async def test_a_client_that_leaves_leaves_nothing(served: Served, talk: Talk) -
     await until(lambda: served.node.abandoned == 100)
     assert served.services.inflight.requests == 0
     assert served.services.inflight.bytes == 0
+
+
+async def test_no_read_begins_for_a_client_that_leaves_while_others_are_under_way(
+    served: Served, talk: Talk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each that ends makes room for one that waits, also when all end because nobody is there any more."""
+    begun = 0
+
+    async def forever(reads: Reads, request: kv_pb2.RangeRequest) -> bytes:
+        nonlocal begun
+        begun += 1
+        await asyncio.Event().wait()
+        return b""
+
+    monkeypatch.setattr(Reads, "range", forever)
+    faults: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: faults.append(context))
+    request = kv_pb2.RangeRequest(key=b"a", range_end=b"b", serializable=True).SerializeToString()
+    count = 2 * conversation.LONG_READS_MAX
+    await talk.send(*(pb.SessionRequest(id=each, method=RANGE, payload=request) for each in range(1, count + 1)))
+    await until(lambda: begun == conversation.LONG_READS_MAX)
+    talk.call.cancel()
+    await until(lambda: not served.services.inflight.requests)
+    await asyncio.sleep(0.05)
+    assert begun == conversation.LONG_READS_MAX
+    assert not faults
 
 
 async def test_what_is_under_way_is_answered_when_the_client_sends_no_more(served: Served, talk: Talk) -> None:
